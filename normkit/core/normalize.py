@@ -1,0 +1,184 @@
+"""Normalization forward and backward, for every layer, as a plan says."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from .moments import Moments, accumulation_dtype, at_least_one, moments, total
+from .plan import Plan
+
+Array = Any
+
+
+class Operands(NamedTuple):
+    """The arrays of one call. ``mean`` and ``var`` are statistics brought along; ``mask`` marks the valid elements."""
+
+    x: Array
+    weight: Array | None = None
+    bias: Array | None = None
+    mean: Array | None = None
+    var: Array | None = None
+    mask: Array | None = None
+
+
+class Gradients(NamedTuple):
+    """One gradient for each of the operands that has one, in that operand's shape and dtype."""
+
+    x: Array | None = None
+    weight: Array | None = None
+    bias: Array | None = None
+    mean: Array | None = None
+    var: Array | None = None
+
+
+class BatchStats(NamedTuple):
+    """Statistics of one batch, one value per channel, in the accumulation dtype.
+
+    ``var`` is the biased variance (divided by ``count``). ``count`` is the number of elements behind each channel's
+    statistics: an ``int``, or an array where a mask or an unknown axis length decides it.
+    """
+
+    mean: Array
+    var: Array
+    count: Array | int
+
+
+def forward(
+    xp, plan: Plan, operands: Operands, *, wide: bool = False, count: Array | int | None = None
+) -> tuple[Array, Moments]:
+    """``y = (x - mean) * rstd * weight + bias``, in x's dtype, and the moments that were used.
+
+    ``wide`` sums in float64 (for a library whose own sums lose digits over these axes). ``count`` stands in for
+    ``plan.count`` where a traced graph does not know it.
+    """
+    x, mask = _viewed(xp, plan, operands.x), _mask_view(xp, plan, operands)
+    dtype = x.dtype
+    if operands.mean is not None:
+        used = _given_moments(xp, plan, operands, dtype)
+        d, rscale = x - used.mean, used.rstd
+    else:
+        count = plan.count if count is None else count
+        if count == 0 and isinstance(count, int):
+            used = _moments_of_nothing(xp, plan, x)
+            d, rscale = x, used.rstd
+        else:
+            d, rscale, used = moments(xp, plan, x, mask, wide=wide, count=count)
+    y = d * rscale
+    if operands.weight is not None:
+        y = y * _weight_view(xp, plan, operands.weight, dtype)
+    if operands.bias is not None:
+        y = y + _param_view(xp, plan, operands.bias, dtype)
+    if mask is not None:
+        y = xp.where(mask, y, xp.zeros_like(y))
+    return xp.reshape(xp.astype(y, operands.x.dtype, copy=False), operands.x.shape), used
+
+
+def vjp(
+    xp,
+    plan: Plan,
+    operands: Operands,
+    used: Moments,
+    dy: Array,
+    *,
+    wide: bool = False,
+    needs: Gradients = Gradients(True, True, True, True, True),
+) -> Gradients:
+    """Gradients of ``sum(y * dy)`` for the operands that ``needs`` marks.
+
+    With n reduced elements, g = dy * weight and x̂ = (x - mean) * rstd::
+
+        dx = rstd * (g - mean(g) - x̂ * mean(g * x̂))     (without mean(g) where the layer does not centre)
+        dweight = sum(dy * x̂),  dbias = sum(dy)
+
+    and with statistics brought along::
+
+        dx = rstd * g,  dmean = -sum(rstd * g),  dvar = -1/2 * sum(g * x̂) * rstd**2
+    """
+    x, mask = _viewed(xp, plan, operands.x), _mask_view(xp, plan, operands)
+    dtype = x.dtype
+    dy = _viewed(xp, plan, dy, dtype)
+    if mask is not None:
+        dy = xp.where(mask, dy, xp.zeros_like(dy))
+    xhat = x
+    if used.mean is not None:
+        xhat = xhat - used.mean
+    if used.residue is not None:
+        xhat = xhat - used.residue
+    xhat = xhat * used.rstd
+    if mask is not None:
+        xhat = xp.where(mask, xhat, xp.zeros_like(xhat))
+
+    def summed(values, axes):
+        return total(xp, values, axes, wide=wide)
+
+    def like(gradient, operand):
+        return xp.reshape(xp.astype(gradient, operand.dtype, copy=False), operand.shape)
+
+    dx = dweight = dbias = dmean = dvar = None
+    if operands.weight is not None and needs.weight:
+        dweight = like(summed(dy * xhat, plan.param_axes), operands.weight)
+    if operands.bias is not None and needs.bias:
+        dbias = like(summed(dy, plan.param_axes), operands.bias)
+
+    g = dy if operands.weight is None else dy * _weight_view(xp, plan, operands.weight, dtype)
+    if operands.mean is not None:
+        if needs.x:
+            dx = g * used.rstd
+        if needs.mean:
+            dmean = like(-summed(g, plan.axes) * used.rstd, operands.mean)
+        if needs.var:
+            dvar = like(summed(g * xhat, plan.axes) * used.rstd * used.rstd * -0.5, operands.var)
+    elif needs.x:
+        divisor = at_least_one(xp, used.count)
+        dx = g - xhat * (summed(g * xhat, plan.axes) / divisor)
+        if plan.center:
+            dx = dx - summed(g, plan.axes) / divisor
+        dx = dx * used.rstd
+        if mask is not None:
+            dx = xp.where(mask, dx, xp.zeros_like(dx))
+    if dx is not None:
+        dx = like(dx, operands.x)
+    return Gradients(dx, dweight, dbias, dmean, dvar)
+
+
+def batch_stats(xp, plan: Plan, used: Moments) -> BatchStats:
+    """The moments as they leave :func:`normkit.batch_norm_train`: one value per channel."""
+    mean = xp.reshape(used.mean + used.residue, plan.stats_shape)
+    count = used.count
+    if not isinstance(count, int) and count.ndim > 0:
+        count = xp.reshape(count, plan.stats_shape)
+    return BatchStats(mean, xp.reshape(used.var, plan.stats_shape), count)
+
+
+def _viewed(xp, plan: Plan, x: Array, dtype=None) -> Array:
+    dtype = accumulation_dtype(xp, x.dtype) if dtype is None else dtype
+    x = xp.astype(x, dtype, copy=False)
+    return x if plan.view == plan.shape else xp.reshape(x, plan.view)
+
+
+def _mask_view(xp, plan: Plan, operands: Operands) -> Array | None:
+    if operands.mask is None:
+        return None
+    return xp.broadcast_to(operands.mask, plan.view)
+
+
+def _param_view(xp, plan: Plan, param: Array, dtype) -> Array:
+    return xp.reshape(xp.astype(param, dtype, copy=False), plan.param_view)
+
+
+def _weight_view(xp, plan: Plan, weight: Array, dtype) -> Array:
+    weight = _param_view(xp, plan, weight, dtype)
+    return weight + plan.weight_offset if plan.weight_offset else weight
+
+
+def _given_moments(xp, plan: Plan, operands: Operands, dtype) -> Moments:
+    mean, var = (_param_view(xp, plan, a, dtype) for a in (operands.mean, operands.var))
+    spread = var + plan.eps
+    if plan.eps == 0:
+        spread = xp.where(spread > 0, spread, xp.ones_like(spread))
+    return Moments(mean, None, var, 1 / xp.sqrt(spread), plan.count or 0)
+
+
+def _moments_of_nothing(xp, plan: Plan, x: Array) -> Moments:
+    zero = total(xp, x, plan.axes, wide=False)
+    return Moments(zero if plan.center else None, zero if plan.center else None, zero, zero + 1, 0)

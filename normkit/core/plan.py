@@ -1,0 +1,135 @@
+"""Plans: what a normalization does to arrays of given shapes, as frozen values that hold no arrays."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+#: The length of one axis; ``None`` where a graph is traced and the length is not known yet.
+Size = int | None
+Shape = tuple[Size, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to normalize ``x`` of one shape.
+
+    ``x`` is seen as ``view`` (its own shape, with the channel axis split into groups where there are groups),
+    reduced over ``axes``, and scaled by parameters that are reshaped to ``param_view`` so that they broadcast.
+    Axes are non-negative and ascending.
+    """
+
+    layer: str
+    shape: Shape
+    view: Shape
+    axes: tuple[int, ...]
+    param_shape: tuple[int, ...]
+    param_view: tuple[int, ...]
+    eps: float
+    center: bool = True
+    weight_offset: float = 0.0
+    #: The shape in which statistics leave the function; empty where they stay inside it.
+    stats_shape: tuple[int, ...] = ()
+
+    #: How many elements are reduced into one statistic; ``None`` where an axis length is unknown.
+    count: Size = field(init=False)
+    #: The axes of the view along which a parameter is repeated.
+    param_axes: tuple[int, ...] = field(init=False)
+    #: The reduced axes are the last ones, so that a row-major library sums along memory.
+    trailing: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        set_(self, "count", product(self.view[a] for a in self.axes))
+        set_(self, "param_axes", tuple(a for a, n in enumerate(self.param_view) if n == 1 and self.view[a] != 1))
+        set_(self, "trailing", self.axes == tuple(range(len(self.view) - len(self.axes), len(self.view))))
+
+    @property
+    def empty(self) -> bool:
+        """Whether ``x`` is known to hold no element."""
+        return 0 in self.shape
+
+
+def product(sizes) -> Size:
+    """The product of axis lengths, ``None`` if one of them is unknown."""
+    sizes = tuple(sizes)
+    return None if None in sizes else math.prod(sizes)
+
+
+def batch_plan(shape: Shape, axis: int, eps: float, *, given: bool) -> Plan:
+    """One statistic per channel, over every other axis; ``given`` statistics are not computed but brought along."""
+    view, channels = shape, (shape[axis],)
+    return Plan(
+        layer="batch_norm" if given else "batch_norm_train",
+        shape=shape,
+        view=view,
+        axes=_others(view, (axis,)),
+        param_shape=channels,
+        param_view=_only(view, (axis,)),
+        eps=eps,
+        stats_shape=channels,
+    )
+
+
+def layer_plan(shape: Shape, axes: tuple[int, ...], eps: float) -> Plan:
+    """One statistic per position outside ``axes``; parameters have the shape of ``axes``."""
+    return Plan(
+        layer="layer_norm",
+        shape=shape,
+        view=shape,
+        axes=axes,
+        param_shape=tuple(shape[a] for a in axes),
+        param_view=_only(shape, axes),
+        eps=eps,
+    )
+
+
+def rms_plan(shape: Shape, axes: tuple[int, ...], eps: float, weight_offset: float) -> Plan:
+    """As :func:`layer_plan`, with the root of the mean square and no centring."""
+    return Plan(
+        layer="rms_norm",
+        shape=shape,
+        view=shape,
+        axes=axes,
+        param_shape=tuple(shape[a] for a in axes),
+        param_view=_only(shape, axes),
+        eps=eps,
+        center=False,
+        weight_offset=weight_offset,
+    )
+
+
+def group_plan(shape: Shape, num_groups: int, axis: int, eps: float) -> Plan:
+    """One statistic per sample (axis 0) and group of neighbouring channels; parameters are per channel."""
+    channels = shape[axis]
+    view = (*shape[:axis], num_groups, channels // num_groups, *shape[axis + 1 :])
+    return Plan(
+        layer="group_norm",
+        shape=shape,
+        view=view,
+        axes=_others(view, (0, axis)),
+        param_shape=(channels,),
+        param_view=_only(view, (axis, axis + 1)),
+        eps=eps,
+    )
+
+
+def instance_plan(shape: Shape, axis: int, eps: float) -> Plan:
+    """One statistic per sample (axis 0) and channel, over every other axis."""
+    return Plan(
+        layer="instance_norm",
+        shape=shape,
+        view=shape,
+        axes=_others(shape, (0, axis)),
+        param_shape=(shape[axis],),
+        param_view=_only(shape, (axis,)),
+        eps=eps,
+    )
+
+
+def _others(view: Shape, kept: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a for a in range(len(view)) if a not in kept)
+
+
+def _only(view: Shape, kept: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n if a in kept else 1 for a, n in enumerate(view))

@@ -1,0 +1,48 @@
+"""Running statistics: how those of a new batch are merged into the old."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .normalize import BatchStats
+
+Array = Any
+
+
+def update(
+    xp, mean: Array, var: Array, num_batches: Array | int, batch: BatchStats, momentum: float | None, unbiased: bool
+) -> tuple[Array, Array, Array | int]:
+    """``new = momentum * old + (1 - momentum) * batch``; ``momentum=None`` weights all batches alike.
+
+    ``unbiased`` multiplies the batch's variance by n / (n - 1). A channel with no elements keeps its old statistics,
+    and a batch with none at all does not count.
+    """
+    count = batch.count
+    if isinstance(count, int) and count == 0:
+        return mean, var, num_batches
+    dtype = batch.var.dtype
+    new_mean, new_var = batch.mean, batch.var
+    if isinstance(count, int):
+        present = None
+        seen = num_batches + 1
+        if unbiased:
+            new_var = new_var * (count / (count - 1))
+    else:
+        present = count > 0
+        seen = num_batches + xp.astype(xp.any(present), xp.int32)
+        if unbiased:
+            n = xp.astype(count, dtype)
+            new_var = new_var * (n / xp.maximum(n - 1, xp.ones_like(n)))
+
+    if momentum is None:
+        share = 1 / seen if isinstance(seen, int) else 1 / xp.astype(xp.maximum(seen, xp.ones_like(seen)), dtype)
+        keep = 1 - share
+    else:
+        keep, share = momentum, 1 - momentum
+
+    def merge(old, new):
+        merged = xp.astype(old, dtype, copy=False) * keep + new * share
+        merged = xp.astype(merged, old.dtype, copy=False)
+        return merged if present is None else xp.where(present, merged, old)
+
+    return merge(mean, new_mean), merge(var, new_var), seen
