@@ -17,18 +17,22 @@ class Moments(NamedTuple):
 
     mean: Array | None
     residue: Array | None
-    var: Array
+    var: Array | None
     rstd: Array
     count: Array | int
 
 
 class _Range(NamedTuple):
-    """Powers of two that bring squares back into range: ``large`` and ``small`` bound |x|, the others multiply it."""
+    """Powers of two that bring squares back into range: ``large`` and ``small`` bound |x|, ``down`` and ``up`` multiply it.
+
+    A variance beyond ``most`` is given as ``most``, a quarter of the dtype's range: n / (n - 1) times it is still finite.
+    """
 
     large: float
     down: float
     small: float
     up: float
+    most: float
 
     def needs_up(self, eps: float) -> bool:
         """Whether ``eps`` is too small to hide squares that underflow."""
@@ -36,8 +40,8 @@ class _Range(NamedTuple):
 
 
 _RANGES = {
-    "float32": _Range(large=2.0**50, down=2.0**-80, small=2.0**-30, up=2.0**70),
-    "float64": _Range(large=2.0**450, down=2.0**-600, small=2.0**-400, up=2.0**500),
+    "float32": _Range(large=2.0**50, down=2.0**-80, small=2.0**-30, up=2.0**70, most=2.0**126),
+    "float64": _Range(large=2.0**450, down=2.0**-600, small=2.0**-400, up=2.0**500, most=2.0**1022),
 }
 
 
@@ -102,7 +106,10 @@ def moments(
     if plan.eps == 0:
         spread = xp.where(spread > 0, spread, xp.ones_like(spread))
     rscale = 1 / xp.sqrt(spread)
-    return d, rscale, Moments(mean, residue, power / scale / scale, scale * rscale, count)
+    var = None
+    if plan.stats_shape:
+        var = xp.minimum(power, bounds.most * scale * scale) / scale / scale
+    return d, rscale, Moments(mean, residue, var, scale * rscale, count)
 
 
 def at_least_one(xp, count: Array | int) -> Array | int:

@@ -1,0 +1,100 @@
+"""What normkit needs of an array library, and the implementation that any conforming library gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import array_api_compat
+
+from normkit.core.normalize import BatchStats, Gradients, Operands, batch_stats, forward, vjp
+from normkit.core.plan import Plan, Shape
+
+Array = Any
+
+#: The dtypes that normkit computes with, by their array API (and ml_dtypes) names.
+FLOATING = frozenset({"float16", "bfloat16", "float32", "float64"})
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """One array library. Everything normkit asks of it is here."""
+
+    name: str
+
+    def namespace(self, x: Array | None = None) -> Any:
+        """The array API namespace that the core computes ``x`` with."""
+
+    def shape(self, x: Array) -> Shape:
+        """Axis lengths, ``None`` where a traced graph does not know one."""
+
+    def dtype(self, x: Array) -> str:
+        """The dtype's standard name, such as ``"bfloat16"``."""
+
+    def device(self, x: Array) -> Any:
+        """Something that is equal for arrays that can be computed together."""
+
+    def peek(self, x: Array) -> Any | None:
+        """``x`` as a NumPy view where that costs nothing (values at hand, in host memory), else ``None``."""
+
+    def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
+        """Normalize, with the gradient attached in the library's own way; statistics only where the plan lets them out."""
+
+    def vjp(
+        self, plan: Plan, operands: Operands
+    ) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
+        """Normalize, and the function from dy to the gradients."""
+
+    def create(self, values: Any, dtype: str, device: Any | None = None) -> Array:
+        """An array of the library from a nested sequence or a NumPy array: parameters of the plain layers."""
+
+
+class ArrayBackend:
+    """A backend for any library whose arrays have an array API namespace; the others refine it."""
+
+    name = "array-api"
+    #: Sum narrow floats in float64: for libraries that add up one element after the other.
+    wide = False
+
+    def __init__(self, namespace: Any | None = None) -> None:
+        self._namespace = namespace
+        self._dtype_names: dict[Any, str] = {}
+
+    def namespace(self, x: Array | None = None) -> Any:
+        return self._namespace if x is None or self._namespace is not None else array_api_compat.array_namespace(x)
+
+    def shape(self, x: Array) -> Shape:
+        return x.shape
+
+    def dtype(self, x: Array) -> str:
+        dtype = x.dtype
+        name = self._dtype_names.get(dtype)
+        if name is None:
+            name = self._dtype_names[dtype] = str(dtype).rpartition(".")[2]
+        return name
+
+    def device(self, x: Array) -> Any:
+        return None
+
+    def peek(self, x: Array) -> Any | None:
+        return None
+
+    def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
+        xp = self.namespace(operands.x)
+        y, used = forward(xp, plan, operands, wide=self.wide)
+        return y, batch_stats(xp, plan, used) if plan.stats_shape else None
+
+    def vjp(
+        self, plan: Plan, operands: Operands
+    ) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
+        xp = self.namespace(operands.x)
+        y, used = forward(xp, plan, operands, wide=self.wide)
+
+        def pullback(dy: Array) -> Gradients:
+            return vjp(xp, plan, operands, used, dy, wide=self.wide)
+
+        return y, batch_stats(xp, plan, used) if plan.stats_shape else None, pullback
+
+    def create(self, values: Any, dtype: str, device: Any | None = None) -> Array:
+        xp = self.namespace()
+        return xp.asarray(values, dtype=getattr(xp, dtype), device=device)

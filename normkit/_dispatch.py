@@ -1,0 +1,38 @@
+"""Which backend serves an array: found by the array's type, remembered per type; no library is imported."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .backends import NAMES, Backend, UnknownBackendError, backend_for_type
+
+_by_type: dict[type, Backend] = {}
+
+
+def backend_of(name: str, x: Any) -> Backend:
+    """The backend of one array, or a TypeError that names the argument and what was received."""
+    backend = _by_type.get(type(x))
+    return backend if backend is not None else _find(name, x)
+
+
+def _find(name: str, x: Any) -> Backend:
+    found = backend_for_type(type(x))
+    if found is None:
+        raise TypeError(
+            f"{name} must be an array of a supported library ({', '.join(NAMES)}, or any with __array_namespace__); "
+            f"received {describe(x)}."
+        )
+    # Two threads may both get here; they store the same value.
+    _by_type[type(x)] = found
+    return found
+
+
+def describe(x: Any) -> str:
+    """What an unsuitable argument is, short enough for a message."""
+    kind = type(x)
+    where = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    text = f"{where}{kind.__qualname__}"
+    return f"{text} {x!r}" if isinstance(x, (bool, int, float, complex, str, type(None))) else text
+
+
+__all__ = ["UnknownBackendError", "backend_of", "describe"]

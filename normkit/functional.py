@@ -1,0 +1,458 @@
+"""Normalization as pure functions on any array: arguments are checked, planned and handed to the array's backend."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from . import _validate as check
+from .backends import Backend
+from .core import plan as plans
+from .core.normalize import BatchStats, Operands
+from .core.plan import Plan, Shape
+
+Array = Any
+
+
+class Call(NamedTuple):
+    """A checked call: what is to be done, to which arrays, by whom."""
+
+    backend: Backend
+    plan: Plan
+    operands: Operands
+
+
+def layer_norm(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: int | tuple[int, ...] = -1,
+    eps: float = 1e-5,
+) -> Array:
+    """Normalize every position over the given axes, in training and inference alike.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over ``axis``.
+
+    Parameters
+    ----------
+    x : array, floating-point, any shape
+    weight, bias : array of the shape of the normalized axes, in ascending axis order, or None
+    axis : the normalized axis or axes; negative values count from the end
+    eps : a number >= 0, added to the variance
+
+    Returns
+    -------
+    array of x's shape, library, dtype, device and layout
+
+    Raises
+    ------
+    TypeError
+        x is no floating-point array, or a parameter is of another library.
+    ValueError
+        An axis is out of range, given twice or empty, a parameter has another shape or device, or eps is negative or NaN.
+
+    Notes
+    -----
+    ========  ========================  =============================  ==========================  ====================
+    here      torch.nn.LayerNorm        keras LayerNormalization       flax.nnx.LayerNorm          ONNX
+    ========  ========================  =============================  ==========================  ====================
+    axis      len(normalized_shape)     axis                           reduction_axes              axis (first of rest)
+              trailing axes
+    eps       eps = 1e-5                epsilon = 1e-3                 epsilon = 1e-6              epsilon = 1e-5
+    weight    weight                    gamma                          scale                       Scale
+    bias      bias                      beta                           bias                        B
+    ========  ========================  =============================  ==========================  ====================
+
+    Source: Ba, Kiros, Hinton, "Layer Normalization", arXiv:1607.06450.
+    """
+    return _run(_layer_norm(x, weight, bias, axis=axis, eps=eps))
+
+
+def rms_norm(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: int | tuple[int, ...] = -1,
+    eps: float = 1e-6,
+    weight_offset: float = 0.0,
+) -> Array:
+    """Divide every position by its root mean square over the given axes.
+
+    ``y = x / sqrt(mean(x**2) + eps) * (weight_offset + weight) + bias``
+
+    Parameters
+    ----------
+    x : array, floating-point, any shape
+    weight, bias : array of the shape of the normalized axes, in ascending axis order, or None
+    axis : the normalized axis or axes; negative values count from the end
+    eps : a number >= 0, added to the mean square
+    weight_offset : added to the weight in the accumulation dtype; 1.0 for models whose weight is a deviation from one
+
+    Returns
+    -------
+    array of x's shape, library, dtype, device and layout
+
+    Raises
+    ------
+    TypeError
+        x is no floating-point array, or a parameter is of another library.
+    ValueError
+        An axis is out of range, given twice or empty, a parameter has another shape or device, or eps is negative or NaN.
+
+    Notes
+    -----
+    =============  =======================  =========================  ====================  ====================
+    here           torch.nn.RMSNorm         keras RMSNormalization     flax.nnx.RMSNorm      ONNX
+    =============  =======================  =========================  ====================  ====================
+    axis           len(normalized_shape)    axis                       reduction_axes        axis (first of rest)
+                   trailing axes
+    eps            eps = None: that of      epsilon = 1e-6             epsilon = 1e-6        epsilon = 1e-5
+                   float32 for narrow x
+    weight         weight                   scale                      scale                 scale
+    weight_offset  no                       no                         no                    no
+    ============== =======================  =========================  ====================  ====================
+
+    Source: Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467.
+    """
+    return _run(_rms_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset))
+
+
+def group_norm(
+    x: Array,
+    num_groups: int,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+) -> Array:
+    """Normalize every sample over groups of neighbouring channels, in training and inference alike.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over the channels of a group and all
+    axes but the first and the channel axis.
+
+    Parameters
+    ----------
+    x : array, floating-point, at least two axes: samples along the first (with ``axis=0`` x is one sample)
+    num_groups : how many groups; divides the number of channels
+    weight, bias : array of shape (channels,), or None
+    axis : the channel axis; negative values count from the end
+    eps : a number >= 0, added to the variance
+
+    Returns
+    -------
+    array of x's shape, library, dtype, device and layout
+
+    Raises
+    ------
+    TypeError
+        x is no floating-point array, or a parameter is of another library.
+    ValueError
+        num_groups does not divide the channels, the axis is out of range or empty, a parameter has another shape or device,
+        or eps is negative or NaN.
+
+    Notes
+    -----
+    ==========  ===================  ==========================  ====================  ======================
+    here        torch.nn.GroupNorm   keras GroupNormalization    flax.nnx.GroupNorm    ONNX (version 21)
+    ==========  ===================  ==========================  ====================  ======================
+    num_groups  num_groups           groups = 32, -1: instance   num_groups = 32       num_groups
+    axis        1                    axis = -1                   -1                    1
+    eps         eps = 1e-5           epsilon = 1e-3              epsilon = 1e-6        epsilon = 1e-5
+    weight      weight               gamma                       scale                 scale
+    bias        bias                 beta                        bias                  bias
+    ==========  ===================  ==========================  ====================  ======================
+
+    Source: Wu, He, "Group Normalization", arXiv:1803.08494.
+    """
+    return _run(_group_norm(x, num_groups, weight, bias, axis=axis, eps=eps))
+
+
+def instance_norm(
+    x: Array, weight: Array | None = None, bias: Array | None = None, *, axis: int = 1, eps: float = 1e-5
+) -> Array:
+    """Normalize every channel of every sample by its own statistics.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over all axes but the first and the
+    channel axis. A channel of one value gives ``bias``.
+
+    Parameters
+    ----------
+    x : array, floating-point, at least three axes: samples along the first (with ``axis=0`` x is one sample)
+    weight, bias : array of shape (channels,), or None
+    axis : the channel axis; negative values count from the end
+    eps : a number >= 0, added to the variance
+
+    Returns
+    -------
+    array of x's shape, library, dtype, device and layout
+
+    Raises
+    ------
+    TypeError
+        x is no floating-point array, or a parameter is of another library.
+    ValueError
+        There is no axis besides samples and channels, the axis is out of range or empty, a parameter has another shape or
+        device, or eps is negative or NaN.
+
+    Notes
+    -----
+    ======  =============================  =================================  =====================  ====================
+    here    torch.nn.InstanceNorm2d        keras GroupNormalization(-1)       flax.nnx.InstanceNorm  ONNX
+    ======  =============================  =================================  =====================  ====================
+    axis    1                              axis = -1                          feature_axes = -1      1
+    eps     eps = 1e-5                     epsilon = 1e-3                     epsilon = 1e-6         epsilon = 1e-5
+    weight  weight (affine=False: none)    gamma                              scale                  scale
+    bias    bias                           beta                               bias                   B
+    ======  =============================  =================================  =====================  ====================
+
+    Source: Ulyanov, Vedaldi, Lempitsky, "Instance Normalization", arXiv:1607.08022.
+    """
+    return _run(_instance_norm(x, weight, bias, axis=axis, eps=eps))
+
+
+def batch_norm(
+    x: Array,
+    mean: Array,
+    var: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+) -> Array:
+    """Normalize channels by given statistics: batch norm in inference.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``
+
+    Parameters
+    ----------
+    x : array, floating-point, any shape
+    mean, var : array of shape (channels,); var is not negative (checked where the values lie in host memory)
+    weight, bias : array of shape (channels,), or None
+    axis : the channel axis; negative values count from the end
+    eps : a number >= 0, added to the variance
+
+    Returns
+    -------
+    array of x's shape, library, dtype, device and layout
+
+    Raises
+    ------
+    TypeError
+        x is no floating-point array, or another array is of another library.
+    ValueError
+        The axis is out of range or empty, statistics or parameters have another shape or device, var is negative, or eps is
+        negative or NaN.
+
+    Notes
+    -----
+    ======  =====================  ============================  =====================  ====================
+    here    torch.nn.BatchNorm2d   keras BatchNormalization      flax.nnx.BatchNorm     ONNX
+    ======  =====================  ============================  =====================  ====================
+    axis    1                      axis = -1                     axis = -1              1
+    mean    running_mean           moving_mean                   mean                   input_mean
+    var     running_var            moving_variance               var                    input_var
+    eps     eps = 1e-5             epsilon = 1e-3                epsilon = 1e-5         epsilon = 1e-5
+    weight  weight                 gamma                         scale                  scale
+    bias    bias                   beta                          bias                   B
+    ======  =====================  ============================  =====================  ====================
+
+    Source: Ioffe, Szegedy, "Batch Normalization", arXiv:1502.03167.
+    """
+    return _run(_batch_norm(x, mean, var, weight, bias, axis=axis, eps=eps))
+
+
+def batch_norm_train(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    mask: Array | None = None,
+) -> tuple[Array, BatchStats]:
+    """Normalize channels by the statistics of this batch, and return those: batch norm in training.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over all axes but the channel axis.
+
+    Parameters
+    ----------
+    x : array, floating-point, at least two axes
+    weight, bias : array of shape (channels,), or None
+    axis : the channel axis; negative values count from the end
+    eps : a number >= 0, added to the variance
+    mask : boolean array that broadcasts to x, or None. Statistics are taken over the elements where it is true; where it is
+        false, y and the gradient of x are zero
+
+    Returns
+    -------
+    y : array of x's shape, library, dtype, device and layout
+    stats : BatchStats(mean, var, count) of shape (channels,) in the accumulation dtype, for ``RunningStats.update``;
+        not differentiated
+
+    Raises
+    ------
+    TypeError
+        x is no floating-point array, or another array is of another library.
+    ValueError
+        There is one value per channel, the axis is out of range or empty, a parameter has another shape or device, the mask
+        does not broadcast to x, or eps is negative or NaN.
+
+    Notes
+    -----
+    An empty batch gives an empty y and a count of 0. The frameworks' names of the arguments are those listed in
+    :func:`batch_norm`.
+
+    Source: Ioffe, Szegedy, "Batch Normalization", arXiv:1502.03167.
+    """
+    backend, plan, operands = _batch_norm_train(x, weight, bias, axis=axis, eps=eps, mask=mask)
+    return backend.apply(plan, operands)
+
+
+def vjp(fn: Callable, *args: Any, **kwargs: Any) -> tuple[Any, Callable[[Array], tuple[Array, ...]]]:
+    """The value of one of these functions, and the function that takes gradients back through it.
+
+    For libraries without automatic differentiation (NumPy, CuPy, any array API library); it serves the others too.
+
+    Parameters
+    ----------
+    fn : ``layer_norm``, ``rms_norm``, ``group_norm``, ``instance_norm``, ``batch_norm`` or ``batch_norm_train``
+    *args, **kwargs : its arguments
+
+    Returns
+    -------
+    y : what ``fn(*args, **kwargs)`` returns
+    pullback : ``pullback(dy)``, with dy of y's shape and dtype, returns a tuple with one gradient for each array argument that
+        was given, in the order of fn's signature (a mask has none)
+
+    Raises
+    ------
+    TypeError
+        fn is another function.
+    ValueError
+        dy has another shape than y.
+    """
+    binder = _BINDERS.get(fn)
+    if binder is None:
+        raise TypeError(f"fn must be one of {', '.join(f.__name__ for f in _BINDERS)}; received {fn!r}.")
+    backend, plan, operands = binder(*args, **kwargs)
+    y, stats, gradients = backend.vjp(plan, operands)
+    order = ("x", "mean", "var", "weight", "bias")
+    given = tuple(name for name in order if getattr(operands, name) is not None)
+
+    def pullback(dy: Array) -> tuple[Array, ...]:
+        check.companion(backend, operands.x, "dy", dy, tuple(backend.shape(operands.x)))
+        found = gradients(dy)
+        return tuple(getattr(found, name) for name in given)
+
+    return (y if stats is None else (y, stats)), pullback
+
+
+def _run(call: Call) -> Array:
+    return call.backend.apply(call.plan, call.operands)[0]
+
+
+def _call(backend: Backend, plan: Plan, operands: Operands) -> Call:
+    x, weight, bias = operands.x, operands.weight, operands.bias
+    if weight is not None:
+        check.companion(backend, x, "weight", weight, plan.param_shape)
+    if bias is not None:
+        check.companion(backend, x, "bias", bias, plan.param_shape)
+    return Call(backend, plan, operands)
+
+
+def _layer_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-5) -> Call:
+    backend = check.array("x", x)
+    return _call(backend, _planned(_layer_plan, backend.shape(x), axis, eps), Operands(x, weight, bias))
+
+
+def _rms_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-6, weight_offset=0.0) -> Call:
+    backend = check.array("x", x)
+    return _call(backend, _planned(_rms_plan, backend.shape(x), axis, eps, weight_offset), Operands(x, weight, bias))
+
+
+def _group_norm(x, num_groups, weight=None, bias=None, *, axis=1, eps=1e-5) -> Call:
+    backend = check.array("x", x)
+    return _call(backend, _planned(_group_plan, backend.shape(x), num_groups, axis, eps), Operands(x, weight, bias))
+
+
+def _instance_norm(x, weight=None, bias=None, *, axis=1, eps=1e-5) -> Call:
+    backend = check.array("x", x)
+    return _call(backend, _planned(_instance_plan, backend.shape(x), axis, eps), Operands(x, weight, bias))
+
+
+def _batch_norm(x, mean, var, weight=None, bias=None, *, axis=1, eps=1e-5) -> Call:
+    backend = check.array("x", x)
+    plan = _planned(_batch_plan, backend.shape(x), axis, eps)
+    check.companion(backend, x, "mean", mean, plan.stats_shape)
+    check.companion(backend, x, "var", var, plan.stats_shape)
+    check.variance(backend, "var", var)
+    return _call(backend, plan, Operands(x, weight, bias, mean, var))
+
+
+def _batch_norm_train(x, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None) -> Call:
+    backend = check.array("x", x)
+    plan = _planned(_batch_train_plan, backend.shape(x), axis, eps)
+    if mask is not None:
+        check.mask(backend, x, mask)
+    return _call(backend, plan, Operands(x, weight, bias, mask=mask))
+
+
+_BINDERS: dict[Callable, Callable[..., Call]] = {
+    layer_norm: _layer_norm,
+    rms_norm: _rms_norm,
+    group_norm: _group_norm,
+    instance_norm: _instance_norm,
+    batch_norm: _batch_norm,
+    batch_norm_train: _batch_norm_train,
+}
+
+
+def _layer_plan(shape: Shape, axis, eps) -> Plan:
+    return plans.layer_plan(shape, check.several_axes(axis, shape), check.epsilon(eps))
+
+
+def _rms_plan(shape: Shape, axis, eps, weight_offset) -> Plan:
+    offset = check.number("weight_offset", weight_offset)
+    return plans.rms_plan(shape, check.several_axes(axis, shape), check.epsilon(eps), offset)
+
+
+def _group_plan(shape: Shape, num_groups, axis, eps) -> Plan:
+    index = check.channel_axis(axis, shape)
+    plan = plans.group_plan(shape, check.groups(num_groups, shape[index]), index, check.epsilon(eps))
+    check.reduces(plan)
+    return plan
+
+
+def _instance_plan(shape: Shape, axis, eps) -> Plan:
+    plan = plans.instance_plan(shape, check.channel_axis(axis, shape), check.epsilon(eps))
+    check.reduces(plan)
+    return plan
+
+
+def _batch_plan(shape: Shape, axis, eps) -> Plan:
+    return plans.batch_plan(shape, check.channel_axis(axis, shape), check.epsilon(eps), given=True)
+
+
+def _batch_train_plan(shape: Shape, axis, eps) -> Plan:
+    plan = plans.batch_plan(shape, check.channel_axis(axis, shape), check.epsilon(eps), given=False)
+    check.reduces(plan)
+    check.several_values(plan)
+    return plan
+
+
+@functools.lru_cache(maxsize=4096)
+def _remembered(build: Callable[..., Plan], *args: Any) -> Plan:
+    return build(*args)
+
+
+def _planned(build: Callable[..., Plan], shape: Shape, *args: Any) -> Plan:
+    try:
+        return _remembered(build, shape, *args)
+    except TypeError:
+        # A list of axes, or an argument that is refused in a moment, cannot be looked up.
+        return build(shape, *args)
