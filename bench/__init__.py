@@ -1,0 +1,1 @@
+"""How long normkit takes, next to the native layers and to a copy of the same bytes."""

@@ -1,0 +1,90 @@
+"""The installed package: its names, its version, its metadata, and what importing it brings along."""
+
+import ast
+import re
+from importlib import metadata, resources
+
+import pytest
+
+import normkit
+from normkit.conformance.package import fresh
+
+FRAMEWORKS = {
+    "array_api_strict", "click", "cupy", "dask", "flax", "jax", "jaxlib", "keras", "ndonnx", "pytest", "rich", "scipy",
+    "sklearn", "sparse", "tensorflow", "torch",
+}  # fmt: skip
+
+LOADED = """
+import sys
+found = {m for m in sys.modules if m.partition(".")[0] in %r or m.startswith("array_api_compat.") and m.split(".")[1] in %r}
+print(*sorted(found))
+""" % (FRAMEWORKS, FRAMEWORKS)
+
+
+def test_all_names_exist_once_and_in_order():
+    assert len(set(normkit.__all__)) == len(normkit.__all__)
+    assert list(normkit.__all__) == sorted(normkit.__all__)
+    assert all(getattr(normkit, name) is not None for name in normkit.__all__)
+
+
+def test_nothing_public_is_missing_from_all():
+    public = ast.parse(resources.files(normkit).joinpath("__init__.py").read_text())
+    imported = {a.asname or a.name for node in public.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    assert {name for name in imported if not name.startswith("_")} == set(normkit.__all__)
+
+
+def test_version_is_the_distributions():
+    assert normkit.__version__ == metadata.version("normkit")
+
+
+def test_hard_dependencies_are_two():
+    required = [r for r in metadata.requires("normkit") if "extra ==" not in r]
+    assert sorted(re.match(r"[\w.-]+", r)[0] for r in required) == ["array-api-compat", "numpy"]
+
+
+def test_every_framework_has_an_extra():
+    extras = set(metadata.metadata("normkit").get_all("Provides-Extra"))
+    assert extras >= {"torch", "tensorflow", "jax", "cupy-cuda12x", "cupy-cuda13x", "check", "bench", "test", "all"}
+
+
+def test_console_script_points_at_the_command():
+    (script,) = metadata.entry_points(group="console_scripts", name="normkit")
+    assert script.value == "normkit.__main__:main"
+    assert callable(script.load())
+
+
+def test_types_are_marked_as_shipped():
+    assert resources.files(normkit).joinpath("py.typed").is_file()
+
+
+def test_every_folder_is_mapped_into_the_package():
+    for part in ("core", "backends", "conformance", "bench"):
+        assert resources.files(f"normkit.{part}").joinpath("__init__.py").is_file(), part
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "import normkit",
+        "import normkit, numpy as np; x = np.ones((4, 3), np.float32); normkit.layer_norm(x); normkit.batch_norm_train(x)",
+    ],
+    ids=["imported", "used on NumPy"],
+)
+def test_no_framework_is_imported(use, tmp_path):
+    assert fresh.run(use + LOADED, tmp_path) == ""
+
+
+def test_the_search_for_frameworks_finds_one(tmp_path):
+    found = fresh.run("import array_api_strict, array_api_compat.numpy" + LOADED, tmp_path)
+    assert "array_api_strict" in found.split()
+
+
+def test_core_names_no_framework():
+    core = resources.files("normkit.core")
+    named = {
+        file.name: re.findall(r"\b(?:torch|tensorflow|jax|cupy|keras|flax|numpy)\b", file.read_text(encoding="utf-8"))
+        for file in core.iterdir()
+        if file.name.endswith(".py")
+    }
+    assert named.keys() >= {"plan.py", "moments.py", "normalize.py"}
+    assert not any(named.values()), named
