@@ -1,0 +1,99 @@
+"""The tolerances, each with its reason, and the measure that they are in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .oracle import EXTENDED, Array, Real
+
+#: One unit of each dtype: the distance from 1 to the next number.
+UNIT = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+#: The smallest normal number: below it, digits are lost whatever is computed.
+TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How many units a quantity may be away from its reference, and why so many."""
+
+    quantity: str
+    dtype: str
+    units: float
+    reason: str
+
+
+_HALF = "rounding to the dtype is half a unit; what comes before it is float32 and adds less than a hundredth"
+
+TABLE = (
+    Tolerance("forward", "float64", 2, "the algorithm is float32's, with the same few roundings"),
+    Tolerance(
+        "forward", "float32", 2, "the stated bound: x - m, the product with rstd, weight and bias round once each"
+    ),
+    Tolerance("forward", "float16", 0.51, _HALF),
+    Tolerance("forward", "bfloat16", 0.51, _HALF),
+    Tolerance("gradient", "float64", 8, "as in float32"),
+    Tolerance(
+        "gradient", "float32", 8, "three terms of which each has rounded four times, and sums whose roundings add up"
+    ),
+    Tolerance(
+        "gradient", "float16", 1, "rounding to the dtype is half a unit of the result; the scale may be half of it"
+    ),
+    Tolerance(
+        "gradient", "bfloat16", 1, "rounding to the dtype is half a unit of the result; the scale may be half of it"
+    ),
+    Tolerance("second order", "float64", 64, "as in float32"),
+    Tolerance(
+        "second order", "float32", 64, "a sum of a dozen products of first-order terms, each with its own roundings"
+    ),
+    Tolerance("statistics", "float64", 4, "as in float32"),
+    Tolerance("statistics", "float32", 4, "mean and variance round twice each; the mean is compared with max |x|"),
+    Tolerance("running", "float64", 8, "as in float32"),
+    Tolerance("running", "float32", 8, "ten steps of a product and a sum, whose roundings decay with momentum"),
+    Tolerance("native", "float64", 64, "as in float32"),
+    Tolerance(
+        "native", "float32", 64, "sums in the library's own order and the affine folded to x*a + b, on inputs near zero"
+    ),
+    Tolerance("native", "float16", 1.5, "rounded once to the dtype from float32, from a folded affine"),
+    Tolerance("native", "bfloat16", 1.5, "rounded once to the dtype from float32, from a folded affine"),
+    Tolerance("cross", "float64", 4, "two libraries, each within the forward tolerance of float64"),
+    Tolerance("cross", "float32", 4, "two libraries, each within the forward tolerance of float64"),
+    Tolerance("cross", "float16", 1, "two libraries that round to neighbours"),
+    Tolerance("cross", "bfloat16", 1, "two libraries that round to neighbours"),
+)
+
+_ROWS = {(row.quantity, row.dtype): row for row in TABLE}
+
+
+def tolerance(quantity: str, dtype: str) -> Tolerance:
+    """The row of the table for ``quantity`` in ``dtype``."""
+    return _ROWS[quantity, dtype]
+
+
+def judged(dtype: str) -> bool:
+    """Whether the oracle has digits to spare for ``dtype`` on this machine."""
+    return EXTENDED or dtype != "float64"
+
+
+def units(y: Array, reference: Array, dtype: str, scale: Array | None = None) -> float:
+    """``max |y - reference| / (UNIT * scale)``: the error, in units of the dtype.
+
+    ``scale`` is ``max |reference|`` unless an array is given that broadcasts with it, and at least the smallest normal number, so
+    that a reference of zero asks for zero (to within that number). NaN and infinities must stand where the reference has
+    them; otherwise the error is infinite. Nothing compared with nothing is 0.
+    """
+    y, reference = np.asarray(y, Real), np.asarray(reference, Real)
+    if y.shape != reference.shape:
+        raise ValueError(f"shapes differ: {y.shape} and the reference's {reference.shape}")
+    if y.size == 0:
+        return 0.0
+    finite = np.isfinite(reference)
+    same = np.where(np.isnan(reference), np.isnan(y), y == reference)
+    if not (same | finite).all() or not np.isfinite(y[finite]).all():
+        return float("inf")
+    if scale is None:
+        scale = np.abs(reference[finite]).max(initial=0)
+    scale = np.maximum(np.broadcast_to(np.asarray(scale, Real), y.shape), Real(TINY[dtype]))
+    errors = np.abs(y - reference, where=finite, out=np.zeros_like(y))
+    return float((errors / (Real(UNIT[dtype]) * scale)).max())
