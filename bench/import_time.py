@@ -12,7 +12,9 @@ CODE = "from time import perf_counter as now; start = now(); {}; print((now() - 
 
 def milliseconds(statement: str) -> float:
     """How long one import statement takes in a fresh interpreter."""
-    done = subprocess.run([sys.executable, "-P", "-c", CODE.format(statement)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", CODE.format(statement)], capture_output=True, text=True, check=True
+    )
     return float(done.stdout)
 
 
