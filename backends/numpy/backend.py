@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..protocol import Array, ArrayBackend
+from normkit.backends.protocol import Array, ArrayBackend
 
 
 class NumpyBackend(ArrayBackend):
