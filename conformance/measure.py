@@ -97,7 +97,9 @@ def gradient_error(
     return max(((error(name), name) for name in found), default=(0.0, ""))
 
 
-def forward(library: Library, case: Case, x: Input | np.ndarray, dtype: str, name: str = "") -> list[Measurement]:
+def forward(
+    library: Library, case: Case, x: Input | np.ndarray, dtype: str, name: str = "", natives_too: bool = True
+) -> list[Measurement]:
     """y of normkit and of each native layer."""
     values = inputs.operands(case, x, dtype)
     given = arrays(library, case, values, dtype)
@@ -108,10 +110,13 @@ def forward(library: Library, case: Case, x: Input | np.ndarray, dtype: str, nam
         y = library.numpy(first(call(case, module, given)))
         return units(y, reference, dtype), _apart(y, own, reference, dtype)
 
-    return _rows(library, case, "forward", name or str(x), dtype, units(own, reference, dtype), figures)
+    error = units(own, reference, dtype)
+    return _rows(library, case, "forward", name or str(x), dtype, error, figures if natives_too else None)
 
 
-def gradient(library: Library, case: Case, x: Input | np.ndarray, dtype: str, name: str = "") -> list[Measurement]:
+def gradient(
+    library: Library, case: Case, x: Input | np.ndarray, dtype: str, name: str = "", natives_too: bool = True
+) -> list[Measurement]:
     """Gradients of normkit and of each native layer: the worst of x's and the parameters'."""
     values = inputs.operands(case, x, dtype)
     given = arrays(library, case, values, dtype)
@@ -127,7 +132,8 @@ def gradient(library: Library, case: Case, x: Input | np.ndarray, dtype: str, na
         apart = _apart(found["x"], own["x"], own["x"], dtype, reference[1]["x"])
         return gradient_error(reference, found, dtype)[0], apart
 
-    return _rows(library, case, "gradient", name or str(x), dtype, gradient_error(reference, own, dtype)[0], figures)
+    error = gradient_error(reference, own, dtype)[0]
+    return _rows(library, case, "gradient", name or str(x), dtype, error, figures if natives_too else None)
 
 
 def running(library: Library, case: Case, x: Input, dtype: str) -> list[Measurement]:
@@ -243,7 +249,7 @@ def _rows(
     input_name: str,
     dtype: str,
     error: float,
-    figures: Callable[[ModuleType], tuple[float, float]],
+    figures: Callable[[ModuleType], tuple[float, float]] | None,
 ) -> list[Measurement]:
     kind = inputs.stats_dtype(dtype) if quantity == "running" else dtype
     limit = tolerance(quantity, kind)
@@ -253,10 +259,10 @@ def _rows(
         return Measurement(*place, native, error, native_error, distance, limit, reason)
 
     rows = []
-    for module in natives.of(library.name):
+    for module in natives.of(library.name) if figures else ():
         try:
             with np.errstate(all="ignore"):
                 rows.append(row(module.NAME, *figures(module)))
         except natives.Unsupported as unsupported:
             rows.append(row(module.NAME, np.nan, np.nan, str(unsupported)))
-    return rows or [row("", np.nan, np.nan, "the library has no layers of its own")]
+    return rows or [row("", np.nan, np.nan, "the library has no layers of its own" if figures else "not asked for")]
