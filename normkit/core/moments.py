@@ -109,7 +109,8 @@ def moments(
     rscale = 1 / xp.sqrt(spread)
     var = None
     if plan.stats_shape:
-        var = xp.minimum(power, bounds.most * scale * scale) / scale / scale
+        down = xp.minimum(scale, xp.ones_like(scale))
+        var = xp.minimum(power, bounds.most * down * down) / scale / scale
     return d, rscale, Moments(mean, residue, var, scale * rscale, count)
 
 
