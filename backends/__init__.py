@@ -17,9 +17,8 @@ import importlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 
-from .protocol import ArrayBackend, Backend
+from normkit.backends.protocol import ArrayBackend, Backend
 
 GROUP = "normkit.backends"
 
@@ -81,7 +80,7 @@ BUILTIN = (
     Entry("cupy", "cupy", ("ndarray",), "normkit.backends.cupy.backend:CupyBackend"),
     Entry("torch", "torch", ("Tensor",), "normkit.backends.torch.backend:TorchBackend"),
     Entry("tensorflow", "tensorflow", ("Tensor", "Variable"), "normkit.backends.tensorflow.backend:TensorflowBackend"),
-    Entry("jax", "jax", ("Array",), "normkit.backends.jax.backend:JaxBackend"),
+    Entry("jax", "jax", ("Array", "core.Tracer"), "normkit.backends.jax.backend:JaxBackend"),
 )
 NAMES = tuple(entry.name for entry in BUILTIN)
 
@@ -89,6 +88,8 @@ NAMES = tuple(entry.name for entry in BUILTIN)
 @functools.cache
 def advertised() -> tuple[Entry, ...]:
     """Entries of other distributions (entry-point group ``normkit.backends``)."""
+    from importlib import metadata  # 30 ms that `import normkit` does not need
+
     entries = []
     for point in metadata.entry_points(group=GROUP):
         entry = point.load()
