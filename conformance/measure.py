@@ -51,7 +51,7 @@ class Measurement:
 def arrays(
     library: Library, case: Case, values: dict[str, np.ndarray], dtype: str, params: str = ""
 ) -> dict[str, Array]:
-    """The numbers of a case as a library's arrays: x and dy in the case's layout, statistics in the accumulation dtype."""
+    """The numbers of a case as a library's arrays: x and dy in the case's layout, statistics as wide as they get."""
 
     def made(name: str, value: np.ndarray) -> Array:
         if name == "mask":

@@ -1,4 +1,4 @@
-"""The layers' definitions in extended precision NumPy, with closed-form and numeric gradients; the core has no part in it."""
+"""The layers' definitions in extended precision NumPy, with closed-form and numeric gradients; without the core."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Statistics(NamedTuple):
 
 
 class Sets(NamedTuple):
-    """Which elements share a statistic: those of ``view`` along ``over``. ``params`` are x's axes that parameters have."""
+    """Which elements share a statistic: those of ``view`` along ``over``. Parameters have the axes ``params`` of x."""
 
     view: tuple[int, ...]
     over: tuple[int, ...]
@@ -125,9 +125,9 @@ def vjp_and_scales(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """:func:`vjp`, and what an error in each gradient is to be compared with.
 
-    For x: the largest ``|dy * weight| * rstd`` of its set, which dx is a difference of. For a parameter: the root of the
-    sum of squares of the terms that are added, which a sum of independent terms is as large as, with the largest ``|x̂|``
-    of the set in the place of x̂. Where a gradient is larger than that, itself.
+    For x: the largest ``|dy * weight| * rstd`` of its set, which dx is a difference of. For a parameter: the root of
+    the sum of squares of the terms that are added, which a sum of independent terms is as large as, with the largest
+    ``|x̂|`` of the set in the place of x̂. Where a gradient is larger than that, itself.
     """
     return _backward(layer, operands, dy, options)
 
@@ -190,7 +190,7 @@ def _mean(x: Array, over: tuple[int, ...], valid: Array) -> Array:
 
 
 def _centred(x: Array, over: tuple[int, ...], valid: Array) -> tuple[Array, Array]:
-    """The smallest valid value of each set, and x less its mean: seen from there, differences are exact, constants zero."""
+    """The smallest valid value of each set, and x less its mean: from there, differences are exact, constants zero."""
     origin = x.min(axis=over, keepdims=True, where=valid, initial=np.inf)
     origin = np.where(valid.any(axis=over, keepdims=True), origin, 0)
     d = np.where(valid, x - origin, 0)

@@ -8,7 +8,7 @@ import normkit as nk
 from normkit.conformance import cases, differences, inputs, measure, natives, oracle
 from normkit.conformance.tolerances import tolerance, units
 
-#: Where a native layer is either right or wrong by far; offsets of 1e2 and 1e3 spreads and scales near 1e19 are between.
+#: Where a native layer is either right or wrong by far; offsets of 1e2 and 1e3 and scales near 1e19 lie between.
 NAMES = [
     "normal", "offset 1e1", "offset 1e4", "offset 1e6", "mixed offsets", "scale 1e-30", "scale 1e-18", "scale 1e-3",
     "scale 1e3", "scale 1e9", "scale 1e25", "scale 1e30", "tabular columns", "NaN in one set",

@@ -81,10 +81,10 @@ def judged(dtype: str) -> bool:
 def units(y: Array, reference: Array, dtype: str, scale: Array | None = None) -> float:
     """``max |y - reference| / (UNIT * scale)``: the error, in units of the dtype.
 
-    ``scale`` is ``max |reference|`` unless an array is given that broadcasts with it; where it is zero, 1 stands for it,
-    the size of what is normalized, and below the smallest normal number that number. NaN and infinities must stand where
-    the reference has them; otherwise the error is infinite. Nothing compared with nothing is 0. Errors below the smallest
-    normal number are none, but in float16: processors may flush such numbers to zero.
+    ``scale`` is ``max |reference|`` unless an array is given that broadcasts with it; where it is zero, 1 stands for
+    it, the size of what is normalized, and below the smallest normal number that number. NaN and infinities must stand
+    where the reference has them; otherwise the error is infinite. Nothing compared with nothing is 0. Errors below the
+    smallest normal number are none, but in float16: processors may flush such numbers to zero.
     """
     y, reference = np.asarray(y, Real), np.asarray(reference, Real)
     if y.shape != reference.shape:

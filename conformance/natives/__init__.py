@@ -1,8 +1,8 @@
 """Every framework's own layers, spelled like normkit's functions: same arguments, same parameters, eps always explicit.
 
 A module here has a ``NAME``, the six functions (``batch_norm_train`` returns y alone), a :class:`Convention` and
-``running_statistics(steps, dtype, *, axis, momentum)``, with momentum as the weight of the old value. What the framework
-cannot do raises :class:`Unsupported` with the reason.
+``running_statistics(steps, dtype, *, axis, momentum)``, with momentum as the weight of the old value. What the
+framework cannot do raises :class:`Unsupported` with the reason.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Unsupported(Exception):
 
 
 class Convention(NamedTuple):
-    """How a framework keeps running statistics: what momentum weights, which variance is stored, whether None averages."""
+    """How a framework keeps running statistics: what momentum weights, which variance it stores, if None averages."""
 
     weights: str
     unbiased: bool
