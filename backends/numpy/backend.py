@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from normkit.backends.protocol import Array, ArrayBackend
+from normkit.core.moments import Habits, rescue_if_needed
 
 
 class NumpyBackend(ArrayBackend):
     """Sums are wide: NumPy adds float32 pairwise along memory only, and one by one across it."""
 
     name = "numpy"
-    wide = True
+    habits = Habits(wide=True, rescue=rescue_if_needed)
 
     def __init__(self) -> None:
         super().__init__(np)
