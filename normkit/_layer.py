@@ -53,7 +53,7 @@ class Layer:
 
     def __call__(self, x: Array) -> Array:
         """Normalize x; in x's shape, library, dtype, device and layout."""
-        return self._apply(value, x)[0]
+        return self._apply(call, x)[0]
 
     def vjp(self, x: Array) -> tuple[Array, Pullback]:
         """``layer(x)``, and the function from the gradient of y to those of x and of the parameters.
@@ -139,7 +139,8 @@ class Layer:
 
         backend = backend_of(name, old)
         xp = backend.namespace(old)
-        if type(value) is np.ndarray and backend.name != "numpy" and value.dtype.kind == "f":
+        if type(value) is np.ndarray and backend.name != "numpy":
+            check.array(name, value)
             library = backend if backend.namespace() is not None else ArrayBackend(xp)
             value = library.create(value.copy(), backend.dtype(old), old.device)
         check.companion(backend, old, name, value, tuple(backend.shape(old)), of="the layer")
@@ -151,7 +152,7 @@ def namespace(x: Array) -> Any:
     return backend_of("x", x).namespace(x)
 
 
-def value(fn: Callable, *args: Any, **kwargs: Any) -> tuple[Any, None]:
+def call(fn: Callable, *args: Any, **kwargs: Any) -> tuple[Any, None]:
     """What a function returns, in the place where :func:`normkit.vjp` would give a pullback too."""
     return fn(*args, **kwargs), None
 

@@ -7,7 +7,7 @@ from typing import Any
 from . import _validate as check
 from . import functional
 from ._dispatch import backend_of
-from ._layer import Array, Layer, Pullback, namespace, value
+from ._layer import Array, Layer, Pullback, call, namespace
 from .core.plan import product
 from .stats import RunningStats
 
@@ -327,7 +327,7 @@ class BatchNorm(Layer):
         ``mask`` is a boolean array that broadcasts to x, or None: where it is false, y is zero, and statistics are
         taken over the rest.
         """
-        return self._apply(value, x, mask=mask)[0]
+        return self._apply(call, x, mask=mask)[0]
 
     def vjp(self, x: Array, *, mask: Array | None = None) -> tuple[Array, Pullback]:
         """``layer(x, mask=mask)``, and the function from the gradient of y to those of x and of the parameters.
