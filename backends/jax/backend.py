@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from normkit.backends.protocol import Array, ArrayBackend
-from normkit.core.moments import Habits
+from normkit.core.moments import Habits, Plain, Rescued
 from normkit.core.normalize import BatchStats, Operands, forward, returned_stats, vjp
 from normkit.core.plan import Plan
 
 
-def rescue_by_cond(needed, rescued, plain):
+def rescue_by_cond(plain: Plain, rescued: Rescued) -> tuple[Array, ...]:
     """Under XLA the predicate is data: one branch runs on the device, both under vmap."""
-    return jax.lax.cond(needed(), rescued, plain)
+    right, result = plain()
+    return jax.lax.cond(right, lambda: result, rescued)
 
 
 #: XLA's reductions are trees: float32 suffices.
