@@ -188,8 +188,8 @@ def variance(backend: Backend, name: str, var: Any) -> None:
 
 
 def no_negative(xp: Any, name: str, var: Any) -> None:
-    """No negative value, wherever the array is."""
-    smallest = -float(xp.max(-var))
+    """No negative value in an array of one axis, wherever it is."""
+    smallest = -float(xp.max(-var, axis=0))
     if smallest < 0:
         raise ValueError(f"{name} must not be negative; received a smallest value of {smallest}.")
 
