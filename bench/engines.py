@@ -104,6 +104,9 @@ class Engine:
     def wait(self) -> None:
         """Block until the device has done all."""
 
+    def forget(self) -> None:
+        """Drop what was compiled for other comparisons, where it would stand in the way of the next."""
+
 
 class CupyEngine(Engine):
     """CuPy: the stream is waited for."""
@@ -151,6 +154,9 @@ class TorchEngine(Engine):
     def wait(self):
         if self.library.xp.get_default_device().type == "cuda":
             self.library.xp.cuda.synchronize()
+
+    def forget(self):
+        self.library.xp.compiler.reset()
 
 
 class TensorFlowEngine(Engine):

@@ -157,7 +157,7 @@ def run(
             step(str(job))
             rows += measure(job, PASSES, seconds)
         step("cost of a call")
-        calls = [call for engine in found for call in call_costs(engine, seconds)]
+        calls = [cost for engine in found for cost in call_costs(engine, seconds)]
     return Report(machine.describe(found), rows, calls)
 
 
@@ -219,6 +219,7 @@ def _compared(job: Job, case, given, passed: str, seconds: float) -> Iterator[Ro
         else:
             thunks[name] = thunk
 
+    engine.forget()
     with natives.quiet():
         enter("normkit", nk)
         for module in natives.of(engine.library.name):
@@ -254,15 +255,16 @@ def _compared(job: Job, case, given, passed: str, seconds: float) -> Iterator[Ro
 
 def call_costs(engine: Engine, seconds: float = SECONDS) -> list[Call]:
     """What checks, plan and dispatch take of a call, the plan being known already."""
-
-    def thunk(workload: Workload) -> Thunk:
-        case = workload.case(engine.library)
-        args, options = case.arguments(engine.arrays(case, "float32"))
-        binder = functional._BINDERS[getattr(nk, case.layer)]
-        return lambda: binder(*args, **options)
-
-    times = timing.interleaved({w.layer: thunk(w) for w in CALLS}, seconds=seconds)
+    times = timing.interleaved({w.layer: call(engine, w) for w in CALLS}, seconds=seconds)
     return [Call(engine.library.name, layer, timing.spread(sample)) for layer, sample in times.items()]
+
+
+def call(engine: Engine, workload: Workload) -> Thunk:
+    """A call up to where the backend would compute."""
+    case = workload.case(engine.library)
+    args, options = case.arguments(engine.arrays(case, "float32"))
+    binder = functional._BINDERS[getattr(nk, case.layer)]
+    return lambda: binder(*args, **options)
 
 
 def _geometric(values: Sequence[float]) -> float:

@@ -28,7 +28,7 @@ class Workload:
     layer: str
     size: tuple[int, ...]
     layout: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     dtypes: tuple[str, ...] = ("float32",)
     quick: bool = False
     #: Timed in the compiled modes too.
