@@ -109,7 +109,8 @@ def moments(
         return total(xp, values, plan.axes, wide=habits.wide) / divisor
 
     if mask is not None:
-        count = total(xp, xp.astype(mask, x.dtype), plan.axes, wide=habits.wide)
+        valid = xp.where(mask, xp.ones_like(x), xp.zeros_like(x))
+        count = total(xp, valid, plan.axes, wide=habits.wide)
         x = _masked(xp, mask, x)
     divisor = at_least_one(xp, count)
     limits = _FLOAT64 if x.dtype == xp.float64 else _FLOAT32
