@@ -9,9 +9,9 @@ from typing import Any
 from normkit.conformance.cases import Case
 from normkit.conformance.libraries import Library
 
-PASSES = ("forward", "backward", "both")
+DIRECTIONS = ("forward", "backward", "both")
 
-#: Tensors of x's size that each pass moves through memory at least: x, y; x, dy, dx; all of them.
+#: Tensors of x's size that each direction moves through memory at least: x, y; x, dy, dx; all of them.
 MOVED = {"forward": 2, "backward": 3, "both": 5}
 
 _ALL = ("float32", "bfloat16")
