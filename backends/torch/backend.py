@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -9,13 +10,9 @@ import torch
 from torch.autograd import forward_ad
 
 from normkit.backends.protocol import Array, ArrayBackend
-from normkit.core.moments import Habits, Moments, rescue_if_needed
+from normkit.core.moments import Habits, Moments, rescue_always, rescue_if_needed
 from normkit.core.normalize import BatchStats, Gradients, Operands, forward, returned_stats, vjp
 from normkit.core.plan import Plan
-
-#: torch sums in cascades along any axis: float32 suffices. On a GPU, looking at a value would wait for the device.
-TRACED = Habits()
-EAGER = Habits(rescue=rescue_if_needed)
 
 #: What torch's autocast computes and returns in float32 on a GPU.
 _AUTOCAST_TO_FLOAT32 = frozenset({"layer_norm", "rms_norm", "group_norm"})
@@ -25,7 +22,6 @@ class TorchBackend(ArrayBackend):
     """Gradients by :class:`torch.autograd.Function`, to any order: the backward pass is made of differentiable operations."""
 
     name = "torch"
-    habits = TRACED
 
     def __init__(self) -> None:
         super().__init__(xp)
@@ -42,12 +38,19 @@ class TorchBackend(ArrayBackend):
         x = operands.x
         if x.device.type == "cuda" and x.dtype in (torch.float16, torch.bfloat16) and _autocast(plan, "cuda"):
             operands = operands._replace(x=x.float())
-        if _traced(x):
-            return _plain(plan, operands, TRACED)
-        if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in operands):
-            y, *stats = _Normalize.apply(plan, *operands)
-            return y, BatchStats(*stats) if stats else None
-        return _plain(plan, operands, _habits(x))
+        recorded = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in operands)
+        if not recorded or _traced(x):
+            return _plain(plan, operands)
+        y, *stats = _Normalize.apply(plan, *operands)
+        return y, BatchStats(*stats) if stats else None
+
+    def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
+        habits = _habits(plan, operands.x)
+        y, used = forward(xp, plan, operands, habits)
+        return y, returned_stats(xp, plan, operands, used), lambda dy: vjp(xp, plan, operands, used, dy, habits)
+
+    def tracing(self) -> bool:
+        return torch.compiler.is_compiling()
 
     def create(self, values: Any, dtype: str, device: Any | None = None) -> Array:
         return torch.asarray(values, dtype=getattr(torch, dtype), device=device)
@@ -57,8 +60,13 @@ def _autocast(plan: Plan, device: str) -> bool:
     return plan.layer in _AUTOCAST_TO_FLOAT32 and torch.is_autocast_enabled(device)
 
 
-def _habits(x: torch.Tensor) -> Habits:
-    return EAGER if x.device.type == "cpu" else TRACED
+def _habits(plan: Plan, x: torch.Tensor) -> Habits:
+    if x.device.type != "cpu":
+        # Sums are trees, and looking at a value would wait for the device.
+        return Habits()
+    # Sums are cascades along the last axes in memory, and one by one along some others.
+    wide = not (plan.trailing and x.is_contiguous())
+    return Habits(wide, rescue_always if _traced(x) else rescue_if_needed)
 
 
 def _traced(x: torch.Tensor) -> bool:
@@ -72,8 +80,8 @@ def _traced(x: torch.Tensor) -> bool:
     )
 
 
-def _plain(plan: Plan, operands: Operands, habits: Habits) -> tuple[torch.Tensor, BatchStats | None]:
-    y, used = forward(xp, plan, operands, habits)
+def _plain(plan: Plan, operands: Operands) -> tuple[torch.Tensor, BatchStats | None]:
+    y, used = forward(xp, plan, operands, _habits(plan, operands.x))
     stats = returned_stats(xp, plan, operands, used)
     return y, stats and BatchStats(stats.mean.detach(), stats.var.detach(), stats.count)
 
@@ -82,7 +90,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, plan, *arrays):
         operands = Operands(*arrays)
-        y, used = forward(xp, plan, operands, _habits(operands.x))
+        y, used = forward(xp, plan, operands, _habits(plan, operands.x))
         ctx.plan, ctx.count = plan, used.count
         ctx.save_for_backward(*arrays, used.mean, used.residue, used.rstd)
         stats = returned_stats(xp, plan, operands, used)
@@ -98,7 +106,7 @@ class _Normalize(torch.autograd.Function):
             return (None,) * 7
         *arrays, mean, residue, rstd = ctx.saved_tensors
         operands = Operands(*arrays)
-        habits = _habits(operands.x)
+        habits = _habits(ctx.plan, operands.x)
         if torch.is_grad_enabled():
             # A gradient of this gradient is wanted: the moments are part of what is differentiated.
             used = forward(xp, ctx.plan, operands, habits)[1]
