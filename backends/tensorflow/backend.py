@@ -17,7 +17,7 @@ from normkit.core.plan import Plan, Shape
 
 
 class TensorflowBackend(ArrayBackend):
-    """Sums along the last axes are trees; over leading axes TensorFlow adds one by one, so they are taken in float64."""
+    """Sums along the last axes are trees; over leading axes TensorFlow adds one by one, so those are in float64."""
 
     name = "tensorflow"
 

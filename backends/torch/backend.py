@@ -19,7 +19,7 @@ _AUTOCAST_TO_FLOAT32 = frozenset({"layer_norm", "rms_norm", "group_norm"})
 
 
 class TorchBackend(ArrayBackend):
-    """Gradients by :class:`torch.autograd.Function`, to any order: the backward pass is made of differentiable operations."""
+    """Gradients by :class:`torch.autograd.Function`, whose backward pass is differentiable in turn."""
 
     name = "torch"
 
