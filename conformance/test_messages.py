@@ -230,6 +230,13 @@ def test_functions(library, row):
         refused(lambda: call(given), error, text)
 
 
+@pytest.mark.parametrize(("axis", "shown"), [(1.0, "float 1.0"), (True, "True")])
+def test_what_equals_an_axis_seen_before(library, axis, shown):
+    x = arrays(library).x
+    nk.group_norm(x, 2, axis=1)
+    refused(lambda: nk.group_norm(x, 2, axis=axis), TypeError, rf"axis must be an integer; received {shown}\.")
+
+
 @pytest.mark.parametrize("row", HEIRS)
 def test_heirs_of_numpys_array(row):
     refused(*HEIRS[row])
