@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rich import box
 from rich.console import Console
@@ -81,7 +81,7 @@ def verdict(report: Report, rows: list[Row]) -> Text:
     text = Text.assemble(("✓ ", "green"), ("normkit is within tolerance everywhere", "bold green"))
     text.append(f" ({len(report.measurements)} measurements)")
     if compared:
-        text.append(f"; native layers are not in {off} of {len(compared)} rows" if off else "; so are native layers")
+        text.append(f"; native layers are not, in {off} of {len(compared)} rows" if off else "; so are native layers")
     return text.append(".")
 
 
@@ -112,8 +112,8 @@ def _table(rows: list[Row], marks: Marks, width: int) -> Table:
     for dtype in dict.fromkeys(row.dtype for row in rows):
         found = [row for row in rows if row.dtype == dtype]
         table.add_row(*_limits(dtype, found, wide))
-        for forward, gradient in _lines(found):
-            table.add_row(*_cells(forward, gradient, marks, wide, wider))
+        for forward, gradient, again in _lines(found):
+            table.add_row(*_cells(forward, gradient, again, marks, wide, wider))
     return table
 
 
@@ -131,21 +131,28 @@ def _limits(dtype: str, rows: list[Row], wide: bool) -> list[Text]:
     return [*cells, Text(), Text(), limit(limits.get("gradient")), theirs]
 
 
-def _lines(rows: list[Row]) -> Iterable[tuple[Row, Row | None]]:
-    """Forward and gradient of a layer and a native layer; running statistics stand for themselves."""
+def _lines(rows: list[Row]) -> Iterator[tuple[Row, Row | None, bool]]:
+    """Forward and gradient of a layer, running statistics by themselves, and whether the line before has the same.
+
+    A second native layer gets a line where it has figures.
+    """
     by_key = {(row.layer, row.native, row.quantity): row for row in rows}
-    order = sorted(by_key, key=lambda key: (LAYERS.index(key[0]), key[2] == "running"))
-    for layer, native, quantity in order:
-        if quantity != "gradient":
-            other = by_key.get((layer, native, "gradient")) if quantity == "forward" else None
-            yield by_key[layer, native, quantity], other
+    before = None
+    for layer, native, quantity in sorted(by_key, key=lambda key: (LAYERS.index(key[0]), key[2] == "running")):
+        row, again = by_key[layer, native, quantity], before == (layer, quantity)
+        if quantity == "gradient" or (again and row.native_reason):
+            continue
+        before = layer, quantity
+        yield row, by_key.get((layer, native, "gradient")) if quantity == "forward" else None, again
 
 
-def _cells(row: Row, gradient: Row | None, marks: Marks, wide: bool, wider: bool) -> list[Text]:
-    label = "running mean/var" if row.quantity == "running" else LABELS.get(row.layer, row.layer)
-    cells = [Text(f" {label}"), _own(row), _native(row), _native(row, row.native_real), Text(figure(row.distance))]
+def _cells(row: Row, gradient: Row | None, again: bool, marks: Marks, wide: bool, wider: bool) -> list[Text]:
+    label = Text(f"  {NATIVES.get(row.native, row.native)}" if again else f" {LABELS.get(row.layer, row.layer)}")
+    if row.quantity == "running" and not again:
+        label = Text.assemble(" running ", (f"≤ {row.tolerance:g}", "dim"))
+    cells = [label, _own(row, again), _native(row), _native(row, row.native_real), Text(figure(row.distance))]
     if gradient:
-        cells += [_own(gradient), _native(gradient)] + [Text(figure(gradient.distance))] * wide
+        cells += [_own(gradient, again), _native(gradient)] + [Text(figure(gradient.distance))] * wide
     else:
         cells += [Text()] * (2 + wide)
     cells.append(_worst(row, marks))
@@ -154,8 +161,8 @@ def _cells(row: Row, gradient: Row | None, marks: Marks, wide: bool, wider: bool
     return cells
 
 
-def _own(row: Row) -> Text:
-    return Text(figure(row.error), "green" if row.passed else "bold red")
+def _own(row: Row, again: bool) -> Text:
+    return Text() if again else Text(figure(row.error), "green" if row.passed else "bold red")
 
 
 def _native(row: Row, units: float | None = None) -> Text:
