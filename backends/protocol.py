@@ -76,7 +76,7 @@ class ArrayBackend:
         return name
 
     def device(self, x: Array) -> Any:
-        return None
+        return x.device if self._namespace is None else None
 
     def peek(self, x: Array) -> Any | None:
         return None

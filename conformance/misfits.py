@@ -45,3 +45,12 @@ def arrays(library) -> SimpleNamespace:
         flags=library.array(np.ones((2, 4, 3), bool), "bool"),
         wide_flags=library.array(np.ones((2, 4, 2), bool), "bool"),
     )  # fmt: skip
+
+
+def elsewhere(library):
+    """Four ones on another device of the library, where it has one without hardware."""
+    xp = library.xp
+    device = {"torch": lambda: "meta", "strict": lambda: xp.Device("device1")}.get(library.name)
+    if device is None:
+        pytest.skip(f"{library.name} has one device here")
+    return xp.ones(4, device=device())
