@@ -290,40 +290,47 @@ def _progress(console: Console | None, total: int) -> Iterator[Callable[[str], N
 
 
 def _table(name: str, rows: list[Row]) -> Table:
+    from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"{name}: time of a call, and over the floor that memory sets", title_justify="left")
-    for heading in ("workload", "dtype", "pass", "mode"):
+    table = Table(
+        title=f"{name}: time of a call, and over the floor that memory sets", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for heading in ("workload", "direction", "mode"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("copy", "native", "normkit", "speedup", "native/floor", "normkit/floor"):
+    for heading in ("copy", "native", "normkit", "speedup", "native\n/ floor", "normkit\n/ floor"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("against")
+    table.add_column("native layer")
     before = None
     for row in rows:
-        if before and before.workload != row.workload:
+        title = row.workload + (" bf16" if row.dtype == "bfloat16" else "")
+        if before is not None and before != title:
             table.add_section()
-        against = f"[red]{row.error}[/]" if row.error else row.native if row.native_time else f"[dim]{row.reason}[/]"
+        native = row.native if row.native_time else f"[dim]{escape(row.reason)}[/]"
         table.add_row(
-            row.workload,
-            row.dtype,
+            title if before != title else "",
             row.direction,
-            row.mode,
+            row.mode.replace("(jit_compile=True)", " XLA"),
             _time(row.copy_time),
             _time(row.native_time),
             _time(row.time),
             _speedup(row.speedup),
             _ratio(row.native_to_floor),
             _ratio(row.to_floor),
-            against,
+            f"[red]{escape(row.error)}[/]" if row.error else native,
         )
-        before = row
+        before = title
     return table
 
 
 def _calls_table(calls: list[Call]) -> Table:
+    from rich import box
     from rich.table import Table
 
-    table = Table(title="checks, plan and dispatch, before the first array operation", title_justify="left")
+    table = Table(
+        title="checks, plan and dispatch, before the first array operation", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     table.add_column("library")
     layers = list(dict.fromkeys(call.layer for call in calls))
     for layer in layers:
@@ -338,12 +345,16 @@ def _time(time: Spread | None) -> str:
     """Three digits and a unit."""
     if time is None:
         return "–"
-    scale, unit = (1e3, "ms") if time.median >= 1e-3 else (1e6, "µs")
-    return f"{time.median * scale:#.3g} {unit}".replace(". ", " ")
+    scale, unit = next((c for c in ((1.0, "s"), (1e3, "ms")) if time.median * c[0] >= 0.9995), (1e6, "µs"))
+    return f"{_short(time.median * scale)} {unit}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
 
 
 def _ratio(ratio: Spread | None) -> str:
-    return "–" if ratio is None else f"{ratio.median:.2f}"
+    return "–" if ratio is None else _short(ratio.median)
 
 
 def _speedup(speedup: Spread | None) -> str:
@@ -351,4 +362,4 @@ def _speedup(speedup: Spread | None) -> str:
     if speedup is None:
         return "–"
     colour = "green" if speedup.low > 1 else "red" if speedup.high < 1 else "yellow"
-    return f"[{colour}]{speedup.median:.2f}×[/]"
+    return f"[{colour}]{_short(speedup.median)}×[/]"
