@@ -251,7 +251,7 @@ def _rows(
     figures: Callable[[ModuleType], tuple[float, float]] | None,
 ) -> list[Measurement]:
     kind = inputs.stats_dtype(dtype) if quantity == "running" else dtype
-    limit = tolerance(quantity, kind)
+    limit = tolerance(quantity, kind, library.name, input_name)
 
     def row(native: str, native_error: float, distance: float, reason: str = "") -> Measurement:
         place = (library.name, case.layer, dtype, quantity, input_name, case.layout)

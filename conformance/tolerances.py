@@ -65,11 +65,24 @@ TABLE = (
     Tolerance("cross", "bfloat16", 1, "two libraries that round to neighbours"),
 )
 
+_ONE_BY_ONE = "XLA adds the squares of 188 like values to a large one, one by one, and JAX has no float64 to add in"
+
+#: Where a library falls short of the table, by library and input, and by how much.
+SHORTFALLS = {
+    ("jax", "near-constant"): (
+        Tolerance("forward", "float32", 8, f"{_ONE_BY_ONE}: 6.5 units"),
+        Tolerance("gradient", "float32", 12, f"{_ONE_BY_ONE}: 9.5 units"),
+    ),
+}
+
 _ROWS = {(row.quantity, row.dtype): row for row in TABLE}
 
 
-def tolerance(quantity: str, dtype: str) -> Tolerance:
-    """The row of the table for ``quantity`` in ``dtype``."""
+def tolerance(quantity: str, dtype: str, library: str = "", name: str = "") -> Tolerance:
+    """The row of the table for ``quantity`` in ``dtype``, or that of a library's shortfall on the input of this name."""
+    for row in SHORTFALLS.get((library, name), ()):
+        if (row.quantity, row.dtype) == (quantity, dtype):
+            return row
     return _ROWS[quantity, dtype]
 
 
