@@ -79,7 +79,7 @@ _ROWS = {(row.quantity, row.dtype): row for row in TABLE}
 
 
 def tolerance(quantity: str, dtype: str, library: str = "", name: str = "") -> Tolerance:
-    """The row of the table for ``quantity`` in ``dtype``, or that of a library's shortfall on the input of this name."""
+    """The row of the table for ``quantity`` in ``dtype``, or of a library's shortfall on the input of this name."""
     for row in SHORTFALLS.get((library, name), ()):
         if (row.quantity, row.dtype) == (quantity, dtype):
             return row
