@@ -88,7 +88,7 @@ inline void column_sums(const Columns<T> &job, i64 o, i64 r, i64 end, const Acc<
 // Pivots for the columns: means over the first rows about the first.
 template <class T> inline void column_pivots(const Columns<T> &job, i64 o, Acc<T> *pivot) {
   using A = Acc<T>;
-  const i64 n = least(job.rows, 8);
+  const i64 n = least(job.rows, 32);
   for (i64 s = 0; s < job.slots; ++s) {
     const A first = get(job.x(o, 0) + job.column(s));
     A sum = 0;

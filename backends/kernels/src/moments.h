@@ -85,7 +85,7 @@ struct Spread {
 };
 
 // Whether sums of d and d² about a pivot give the spread without cancellation; if not, they are taken again about the mean.
-inline bool near(double n, double s, double q) { return s * s <= 0.75 * n * q; }
+inline bool near(double n, double s, double q) { return s * s <= 0.25 * n * q; }
 inline double centred(double n, double s, double q) {
   const double m2 = q - s * s / n;
   return m2 < 0 ? 0 : m2;
