@@ -5,32 +5,35 @@ import subprocess
 import sys
 
 ROUNDS = 25
-NUMPY = "import numpy"
-BOTH = "import numpy, normkit"
-CODE = "from time import perf_counter as now; start = now(); {}; print((now() - start) * 1e3)"
+CODE = """
+from time import perf_counter as now
+start = now()
+import numpy
+middle = now()
+import normkit
+print(middle - start, now() - middle)
+"""
 
 
-def milliseconds(statement: str) -> float:
-    """How long one import statement takes in a fresh interpreter."""
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", CODE.format(statement)], capture_output=True, text=True, check=True
-    )
-    return float(done.stdout)
+def once() -> tuple[float, float]:
+    """Milliseconds for NumPy and then for normkit in a fresh interpreter, without the environment's PYTHON settings."""
+    done = subprocess.run([sys.executable, "-I", "-c", CODE], capture_output=True, text=True, check=True)
+    numpy, normkit = map(float, done.stdout.split())
+    return numpy * 1e3, normkit * 1e3
 
 
 def measure(rounds: int = ROUNDS) -> tuple[float, float]:
-    """Medians of ``import numpy`` and of ``import numpy, normkit``, run in turns so that both see the same machine."""
-    milliseconds(BOTH)  # writes and warms the bytecode
-    times = [(milliseconds(NUMPY), milliseconds(BOTH)) for _ in range(rounds)]
-    numpy, both = (statistics.median(column) for column in zip(*times, strict=True))
-    return numpy, both
+    """The medians of both."""
+    once()  # writes and warms the bytecode
+    numpy, normkit = zip(*(once() for _ in range(rounds)), strict=True)
+    return statistics.median(numpy), statistics.median(normkit)
 
 
 def main() -> None:
-    """Print the three figures."""
+    """Print the figures."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
-    numpy, both = measure(rounds)
-    print(f"{NUMPY}: {numpy:.1f} ms; {BOTH}: {both:.1f} ms; normkit adds {both - numpy:.1f} ms (medians of {rounds})")
+    numpy, normkit = measure(rounds)
+    print(f"import numpy: {numpy:.1f} ms; import normkit after it: {normkit:.1f} ms (medians of {rounds})")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -72,6 +73,17 @@ def differences(a: dict, b: dict) -> list[str]:
     return [f"{key}: {a.get(key)} / {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
 
 
+def expected(source: Path) -> set[str]:
+    """The files of the mapped folders, by their names in the package."""
+    packages = tomllib.loads((source / "pyproject.toml").read_text())["tool"]["scikit-build"]["wheel"]["packages"]
+    return {
+        f"{package}/{file.relative_to(source / folder).as_posix()}"
+        for package, folder in packages.items()
+        for file in (source / folder).rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+
+
 def compare(source: Path, scratch: Path) -> tuple[list[str], list[str]]:
     """What differs between the three, and the package's files."""
     wheel = build("build_wheel", source, scratch / "wheel")
@@ -88,6 +100,7 @@ def compare(source: Path, scratch: Path) -> tuple[list[str], list[str]]:
     wrong += [f"wheel / editable: {text}" for text in differences(about, about_editable)]
 
     files = sorted(shipped.keys() - about.keys())
+    wrong += [f"not in the wheel: {file}" for file in sorted(expected(source) - set(files))]
     place, plain = found(wheel, scratch / "site", files)
     place_editable, redirected = found(editable, scratch / "site-editable", files)
     wrong += [f"wheel / editable: {text}" for text in differences(plain, redirected)]
