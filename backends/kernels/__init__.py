@@ -10,7 +10,7 @@ import os
 from typing import Any
 
 from normkit.core.moments import Moments
-from normkit.core.normalize import Gradients, Operands
+from normkit.core.normalize import BatchStats, Gradients, Operands
 from normkit.core.plan import Plan
 
 from .libraries import library_of
@@ -105,6 +105,13 @@ def moments(plan: Plan, stats: Array) -> Moments:
     return Moments(None, None, stats[0], stats[1], count)
 
 
+def batch_stats(plan: Plan, stats: Array | None) -> BatchStats | None:
+    """The packed statistics as they leave :func:`normkit.batch_norm_train`; ``None`` for every other layer."""
+    if stats is None or plan.layer != "batch_norm_train":
+        return None
+    return BatchStats((stats[0] + stats[1]).reshape(plan.stats_shape), stats[2].reshape(plan.stats_shape), plan.count)
+
+
 def _found(operands: Operands, plan: Plan) -> tuple[Any, Route]:
     library = library_of(type(operands.x))
     at = route(plan, library.layout(operands.x) == "last")
@@ -132,4 +139,4 @@ def info() -> dict[str, Any]:
     return {"mode": mode, "built": True, "kernels": KINDS, **_kernels.info()}
 
 
-__all__ = ["KernelError", "accelerates", "forward", "info", "limit_threads", "mode", "moments", "refusal", "vjp"]
+__all__ = ["KernelError", "accelerates", "batch_stats", "forward", "info", "limit_threads", "mode", "moments", "refusal", "vjp"]
