@@ -82,7 +82,7 @@ class ArrayBackend:
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
         xp = self.namespace(operands.x)
         y, used = forward(xp, plan, operands, wide=self.wide)
-        return y, batch_stats(xp, plan, used) if plan.stats_shape else None
+        return y, batch_stats(xp, plan, used) if plan.stats_shape and operands.mean is None else None
 
     def vjp(
         self, plan: Plan, operands: Operands
@@ -93,7 +93,7 @@ class ArrayBackend:
         def pullback(dy: Array) -> Gradients:
             return vjp(xp, plan, operands, used, dy, wide=self.wide)
 
-        return y, batch_stats(xp, plan, used) if plan.stats_shape else None, pullback
+        return y, batch_stats(xp, plan, used) if plan.stats_shape and operands.mean is None else None, pullback
 
     def create(self, values: Any, dtype: str, device: Any | None = None) -> Array:
         xp = self.namespace()

@@ -123,8 +123,9 @@ def vjp(layer: str, operands: Mapping[str, Array], dy: Array, options: Mapping) 
 def gradient_scales(layer: str, operands: Mapping[str, Array], dy: Array, options: Mapping) -> dict[str, Array]:
     """What an error in a gradient is to be compared with, in the gradient's own shape or broadcasting with it.
 
-    For x: the largest ``|dy * weight| * rstd`` of its set, which dx is a difference of. For a parameter: the root of the
-    sum of squares of the terms that are added, which a sum of independent terms is as large as.
+    For x: the largest ``|dy * weight| * rstd`` of its set, which dx is a difference of. For a parameter: the root of the sum
+    of squares of the terms that are added, which a sum of independent terms is as large as, with the largest ``|x̂|`` of
+    the set in the place of x̂. Where a gradient is larger than that, itself.
     """
     return _backward(layer, operands, dy, options)[1]
 
@@ -238,24 +239,29 @@ def _backward(layer, operands, dy, options) -> tuple[dict[str, Array], dict[str,
     others = tuple(a for a in range(x.ndim) if a not in s.params)
     gradients, scales = {}, {}
 
-    def add(name: str, terms: Array) -> None:
-        gradients[name] = terms.sum(axis=others)
-        scales[name] = np.sqrt((terms**2).sum(axis=others))
+    def largest(values: Array) -> Array:
+        """The largest magnitude in each set, in x's shape."""
+        peak = np.abs(values).reshape(s.view).max(axis=s.over, keepdims=True, initial=0)
+        return np.broadcast_to(peak, s.view).reshape(x.shape)
+
+    def add(name: str, factor: Array, xhat: Array | None = None) -> None:
+        gradients[name] = (factor if xhat is None else factor * xhat).sum(axis=others)
+        terms = factor if xhat is None else factor * largest(xhat)
+        scales[name] = np.maximum(np.sqrt((terms**2).sum(axis=others)), np.abs(gradients[name]))
 
     if layer == "batch_norm":
         gradients["x"] = g * rstd
         add("mean", -g * rstd)
-        add("var", g * xhat * rstd**2 / -2)
+        add("var", g * rstd**2 / -2, xhat)
     else:
         g_, xhat_, valid_ = g.reshape(s.view), xhat.reshape(s.view), valid.reshape(s.view)
         inner = g_ - xhat_ * _mean(g_ * xhat_, s.over, valid_)
         if layer != "rms_norm":
             inner = inner - _mean(g_, s.over, valid_)
         gradients["x"] = np.where(valid, inner.reshape(x.shape) * rstd, 0)
-    peak = np.abs(g * rstd).reshape(s.view)
-    scales["x"] = np.broadcast_to(peak.max(axis=s.over, keepdims=True, initial=0), s.view).reshape(x.shape)
+    scales["x"] = np.maximum(largest(g * rstd), np.abs(gradients["x"]))
     if weight is not None:
-        add("weight", dy * xhat)
+        add("weight", dy, xhat)
     if operands.get("bias") is not None:
         add("bias", dy)
     return gradients, scales

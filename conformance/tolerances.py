@@ -79,9 +79,9 @@ def judged(dtype: str) -> bool:
 def units(y: Array, reference: Array, dtype: str, scale: Array | None = None) -> float:
     """``max |y - reference| / (UNIT * scale)``: the error, in units of the dtype.
 
-    ``scale`` is ``max |reference|`` unless an array is given that broadcasts with it, and at least the smallest normal number, so
-    that a reference of zero asks for zero (to within that number). NaN and infinities must stand where the reference has
-    them; otherwise the error is infinite. Nothing compared with nothing is 0.
+    ``scale`` is ``max |reference|`` unless an array is given that broadcasts with it; where it is zero, 1 stands for it, the size
+    of what is normalized, and below the smallest normal number that number. NaN and infinities must stand where the
+    reference has them; otherwise the error is infinite. Nothing compared with nothing is 0.
     """
     y, reference = np.asarray(y, Real), np.asarray(reference, Real)
     if y.shape != reference.shape:
@@ -94,6 +94,7 @@ def units(y: Array, reference: Array, dtype: str, scale: Array | None = None) ->
         return float("inf")
     if scale is None:
         scale = np.abs(reference[finite]).max(initial=0)
-    scale = np.maximum(np.broadcast_to(np.asarray(scale, Real), y.shape), Real(TINY[dtype]))
+    scale = np.broadcast_to(np.asarray(scale, Real), y.shape)
+    scale = np.where(scale == 0, 1, np.maximum(scale, Real(TINY[dtype])))
     errors = np.abs(y - reference, where=finite, out=np.zeros_like(y))
     return float((errors / (Real(UNIT[dtype]) * scale)).max())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import array_api_compat.cupy as xp
 
-from ..protocol import Array, ArrayBackend
+from normkit.backends.protocol import Array, ArrayBackend
 
 
 class CupyBackend(ArrayBackend):

@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from normkit.backends.kernels.libraries import library_of
+from normkit.backends.kernels.routes import KINDS, Route, route
 from normkit.core.moments import Moments
 from normkit.core.normalize import BatchStats, Gradients, Operands
 from normkit.core.plan import Plan
 
-from .libraries import library_of
-from .routes import KINDS, Route, route
-
 try:
-    from . import _kernels  # type: ignore[attr-defined]
+    from normkit.backends.kernels import _kernels  # type: ignore[attr-defined]
 except ImportError as _error:
     if os.environ.get("NORMKIT_ISA"):
         raise

@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from normkit.backends import kernels
+from normkit.backends.protocol import Array, ArrayBackend
 from normkit.core.normalize import BatchStats, Gradients, Operands
 from normkit.core.plan import Plan
-
-from .. import kernels
-from ..protocol import Array, ArrayBackend
 
 
 class NumpyBackend(ArrayBackend):

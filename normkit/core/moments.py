@@ -97,7 +97,8 @@ def moments(
         if mask is not None:
             d = xp.where(mask, d, xp.zeros_like(d))
 
-    peak = xp.maximum(highest, -lowest)
+    # Of d, not of x: a constant has d = 0, however large it is.
+    peak = highest - lowest if plan.center else xp.maximum(highest, -lowest)
     bounds = _RANGES["float64" if x.dtype == xp.float64 else "float32"]
     scale, eps = _in_range(xp, peak, bounds, plan.eps)
     d = d * scale

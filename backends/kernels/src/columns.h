@@ -113,7 +113,8 @@ inline void column_spreads(const Columns<T> &job, i64 o, i64 r, i64 end, bool wi
     bool good = true;
     for (i64 k = 0; k < job.slots; ++k) good &= near(n, s[k], q[k]);
     if (!good) {
-      for (i64 k = 0; k < job.slots; ++k) pivot[k] = A(double(pivot[k]) + double(s[k]) / n);
+      for (i64 k = 0; k < job.slots; ++k)
+        if (!near(n, s[k], q[k])) pivot[k] = A(double(pivot[k]) + double(s[k]) / n);
       column_sums(job, o, r, last, pivot, s, q);
     }
     for (i64 k = 0; k < job.slots; ++k) {

@@ -1,0 +1,90 @@
+"""flax.nnx's own layers with their defaults, but for eps and a dtype that stays x's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from normkit.conformance.natives import Convention, axes_of, only
+
+NAME = "flax"
+CONVENTION = Convention(weights="old", unbiased=False)
+
+Array = Any
+_LAST = "flax has the channels last"
+
+
+def layer_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-5) -> Array:
+    """flax.nnx.LayerNorm: any axes."""
+    axes = axes_of(axis, x.ndim)
+    only(len(axes) == 1 or weight is bias is None, "flax.nnx.LayerNorm makes parameters of one axis only")
+    return _called(nnx.LayerNorm, x, weight, bias, axes[-1], eps, reduction_axes=axes, feature_axes=axes)
+
+
+def rms_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-6, weight_offset=0.0) -> Array:
+    """flax.nnx.RMSNorm: any axes, no bias."""
+    only(bias is None, "flax.nnx.RMSNorm has no bias")
+    only(weight_offset == 0, "flax.nnx.RMSNorm has no weight_offset")
+    axes = axes_of(axis, x.ndim)
+    only(len(axes) == 1 or weight is None, "flax.nnx.RMSNorm makes parameters of one axis only")
+    layer = nnx.RMSNorm(x.shape[axes[-1]], use_scale=weight is not None, reduction_axes=axes, feature_axes=axes, **_options(x, eps))
+    return _filled(layer, weight, None)(x)
+
+
+def group_norm(x, num_groups, weight=None, bias=None, *, axis=1, eps=1e-5) -> Array:
+    """flax.nnx.GroupNorm."""
+    only(axes_of(axis, x.ndim) == (x.ndim - 1,), _LAST)
+    return _called(nnx.GroupNorm, x, weight, bias, -1, eps, num_groups=num_groups)
+
+
+def instance_norm(x, weight=None, bias=None, *, axis=1, eps=1e-5) -> Array:
+    """flax.nnx.InstanceNorm."""
+    return _called(nnx.InstanceNorm, x, weight, bias, axis, eps, feature_axes=axis)
+
+
+def batch_norm(x, mean, var, weight=None, bias=None, *, axis=1, eps=1e-5) -> Array:
+    """flax.nnx.BatchNorm in inference."""
+    layer = _batch_norm(x, weight, bias, axis, eps, use_running_average=True)
+    layer.mean.set_value(mean)
+    layer.var.set_value(var)
+    return layer(x)
+
+
+def batch_norm_train(x, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None) -> Array:
+    """flax.nnx.BatchNorm in training; it takes a mask, and leaves y as it falls where the mask is false."""
+    y = _batch_norm(x, weight, bias, axis, eps, use_running_average=False)(x, mask=mask)
+    return y if mask is None else jnp.where(mask, y, 0)
+
+
+def running_statistics(steps, dtype, *, axis=-1, momentum: float | None = 0.9) -> tuple[Array, Array]:
+    """Running mean and variance of a BatchNorm after the batches in ``steps``."""
+    only(momentum is not None, "flax has no cumulative average")
+    layer = _batch_norm(steps[0], None, None, axis, 1e-5, use_running_average=False, momentum=momentum)
+    for x in steps:
+        layer(x)
+    return layer.mean[...], layer.var[...]
+
+
+def _batch_norm(x, weight, bias, axis, eps, **options):
+    affine = {"use_scale": weight is not None, "use_bias": bias is not None}
+    layer = nnx.BatchNorm(x.shape[axis], axis=axis, **affine, **_options(x, eps), **options)
+    return _filled(layer, weight, bias)
+
+
+def _called(kind, x, weight, bias, axis, eps, **options):
+    affine = {"use_scale": weight is not None, "use_bias": bias is not None}
+    return _filled(kind(x.shape[axis], **affine, **_options(x, eps), **options), weight, bias)(x)
+
+
+def _options(x, eps):
+    return {"epsilon": eps, "dtype": x.dtype, "param_dtype": x.dtype, "rngs": nnx.Rngs(0)}
+
+
+def _filled(layer, weight, bias):
+    if weight is not None:
+        layer.scale.set_value(weight)
+    if bias is not None:
+        layer.bias.set_value(bias)
+    return layer
