@@ -127,6 +127,9 @@ def _cases() -> tuple[Case, ...]:
 
 CASES = _cases()
 
+#: One case of each kind, where trying all would tell no more.
+SHORT = tuple({(c.layer, c.affine, c.layout, c.masked): c for c in reversed(CASES)}.values())
+
 #: More than 2**20 elements in one statistic: sums that a naive order would lose digits in.
 LARGE = (
     _case("batch_norm_train", (1031, 2, 1019)),

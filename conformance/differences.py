@@ -31,9 +31,7 @@ class Difference:
 
     def applies(self, native: str, layer: str, input_name: str, layout: str = "contiguous") -> bool:
         """Whether this is to be seen in a native layer on an input."""
-        return (
-            native == self.native and layer in self.layers and input_name in self.inputs and layout in self.layouts
-        )
+        return native == self.native and layer in self.layers and input_name in self.inputs and layout in self.layouts
 
 
 _FOLDED = "the affine is folded to x * a + b, which cancels where |x| is large against its spread"

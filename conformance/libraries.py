@@ -79,6 +79,10 @@ class Library:
         """The second derivative of ``sum(y * dy)`` times ``directions``, by position of the argument."""
         raise NotImplementedError(f"{self.name} has no second derivatives")
 
+    def vmap(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function`` of arrays, mapped over their first axis."""
+        raise NotImplementedError(f"{self.name} has no vmap")
+
     def compiled(self, function: Callable[..., Any], mode: str) -> Callable[..., Any]:
         """``function`` of arrays only, compiled in one of :attr:`modes`."""
         raise ValueError(f"{self.name} has no mode {mode!r}; there are: {', '.join(self.modes) or 'none'}")
@@ -174,6 +178,9 @@ class Torch(Library):
 
     def _watched(self, args):
         return [a.detach().requires_grad_() if isinstance(a, self.xp.Tensor) else a for a in args]
+
+    def vmap(self, function):
+        return self.xp.func.vmap(function)
 
     def compiled(self, function, mode):
         if mode not in self.modes:
@@ -281,6 +288,9 @@ class Jax(Library):
 
         _, pullback = self.xp.vjp(slopes, *(args[i] for i in positions))
         return dict(zip(positions, pullback(tuple(directions)), strict=True))
+
+    def vmap(self, function):
+        return self.xp.vmap(function)
 
     def compiled(self, function, mode):
         return self.xp.jit(function) if mode in self.modes else super().compiled(function, mode)

@@ -49,7 +49,9 @@ class Measurement:
         return self.error <= self.tolerance.units
 
 
-def arrays(library: Library, case: Case, values: dict[str, np.ndarray], dtype: str, params: str = "") -> dict[str, Array]:
+def arrays(
+    library: Library, case: Case, values: dict[str, np.ndarray], dtype: str, params: str = ""
+) -> dict[str, Array]:
     """The numbers of a case as arrays of a library: x and dy in the case's layout, statistics in the accumulation dtype."""
 
     def made(name: str, value: np.ndarray) -> Array:
@@ -68,7 +70,9 @@ def call(case: Case, module: ModuleType, given: dict[str, Array]) -> Any:
     return case.call(getattr(module, case.layer), given)
 
 
-def gradients(library: Library, case: Case, module: ModuleType, given: dict[str, Array]) -> tuple[Any, dict[str, Array]]:
+def gradients(
+    library: Library, case: Case, module: ModuleType, given: dict[str, Array]
+) -> tuple[Any, dict[str, Array]]:
     """What the function returns, and the gradients by name, taken in the library's own way."""
     args, options = case.arguments(given)
     out, found = library.vjp(getattr(module, case.layer), args, options, given["dy"])
@@ -76,19 +80,26 @@ def gradients(library: Library, case: Case, module: ModuleType, given: dict[str,
     return out, {positions[i]: gradient for i, gradient in found.items()}
 
 
-def gradient_error(case: Case, values: dict[str, np.ndarray], found: dict[str, np.ndarray], dtype: str, params: str = ""):
-    """The largest error of gradients by name, and whose it is."""
-    reference = oracle.vjp(case.layer, values, values["dy"], case.options)
-    scales = oracle.gradient_scales(case.layer, values, values["dy"], case.options)
+def gradient_error(
+    reference: tuple[dict[str, np.ndarray], dict[str, np.ndarray]],
+    found: dict[str, np.ndarray],
+    dtype: str,
+    params: str = "",
+) -> tuple[float, str]:
+    """The largest error of gradients by name, and whose it is; the reference is the oracle's, with scales."""
+    values, scales = reference
 
     def error(name: str) -> float:
-        kind = {"x": dtype, "mean": inputs.stats_dtype(dtype), "var": inputs.stats_dtype(dtype)}.get(name, params or dtype)
-        return units(found[name], reference[name], kind, scales[name])
+        stats = inputs.stats_dtype(dtype)
+        kind = {"x": dtype, "mean": stats, "var": stats}.get(name, params or dtype)
+        return units(found[name], values[name], kind, scales[name])
 
     return max(((error(name), name) for name in found), default=(0.0, ""))
 
 
-def forward(library: Library, case: Case, x: Input | np.ndarray, dtype: str, name: str = "") -> list[Measurement]:
+def forward(
+    library: Library, case: Case, x: Input | np.ndarray, dtype: str, name: str = "", natives_too: bool = True
+) -> list[Measurement]:
     """y of normkit and of each native layer."""
     values = inputs.operands(case, x, dtype)
     given = arrays(library, case, values, dtype)
@@ -99,14 +110,17 @@ def forward(library: Library, case: Case, x: Input | np.ndarray, dtype: str, nam
         y = library.numpy(first(call(case, module, given)))
         return units(y, reference, dtype), _apart(y, own, reference, dtype)
 
-    return _rows(library, case, "forward", name or str(x), dtype, units(own, reference, dtype), figures)
+    error = units(own, reference, dtype)
+    return _rows(library, case, "forward", name or str(x), dtype, error, figures if natives_too else None)
 
 
-def gradient(library: Library, case: Case, x: Input | np.ndarray, dtype: str, name: str = "") -> list[Measurement]:
+def gradient(
+    library: Library, case: Case, x: Input | np.ndarray, dtype: str, name: str = "", natives_too: bool = True
+) -> list[Measurement]:
     """Gradients of normkit and of each native layer: the worst of x's and the parameters'."""
     values = inputs.operands(case, x, dtype)
     given = arrays(library, case, values, dtype)
-    scale = oracle.gradient_scales(case.layer, values, values["dy"], case.options)["x"]
+    reference = oracle.vjp_and_scales(case.layer, values, values["dy"], case.options)
 
     def taken(module: ModuleType) -> dict[str, np.ndarray]:
         return {k: library.numpy(g) for k, g in gradients(library, case, module, given)[1].items()}
@@ -115,9 +129,11 @@ def gradient(library: Library, case: Case, x: Input | np.ndarray, dtype: str, na
 
     def figures(module: ModuleType) -> tuple[float, float]:
         found = taken(module)
-        return gradient_error(case, values, found, dtype)[0], _apart(found["x"], own["x"], own["x"], dtype, scale)
+        apart = _apart(found["x"], own["x"], own["x"], dtype, reference[1]["x"])
+        return gradient_error(reference, found, dtype)[0], apart
 
-    return _rows(library, case, "gradient", name or str(x), dtype, gradient_error(case, values, own, dtype)[0], figures)
+    error = gradient_error(reference, own, dtype)[0]
+    return _rows(library, case, "gradient", name or str(x), dtype, error, figures if natives_too else None)
 
 
 def running(library: Library, case: Case, x: Input, dtype: str) -> list[Measurement]:
@@ -233,7 +249,7 @@ def _rows(
     input_name: str,
     dtype: str,
     error: float,
-    figures: Callable[[ModuleType], tuple[float, float]],
+    figures: Callable[[ModuleType], tuple[float, float]] | None,
 ) -> list[Measurement]:
     kind = inputs.stats_dtype(dtype) if quantity == "running" else dtype
     limit = tolerance(quantity, kind)
@@ -243,10 +259,10 @@ def _rows(
         return Measurement(*place, native, error, native_error, distance, limit, reason)
 
     rows = []
-    for module in natives.of(library.name):
+    for module in natives.of(library.name) if figures else ():
         try:
             with np.errstate(all="ignore"):
                 rows.append(row(module.NAME, *figures(module)))
         except natives.Unsupported as unsupported:
             rows.append(row(module.NAME, np.nan, np.nan, str(unsupported)))
-    return rows or [row("", np.nan, np.nan, "the library has no layers of its own")]
+    return rows or [row("", np.nan, np.nan, "the library has no layers of its own" if figures else "not asked for")]

@@ -120,14 +120,16 @@ def vjp(layer: str, operands: Mapping[str, Array], dy: Array, options: Mapping) 
     return _backward(layer, operands, dy, options)[0]
 
 
-def gradient_scales(layer: str, operands: Mapping[str, Array], dy: Array, options: Mapping) -> dict[str, Array]:
-    """What an error in a gradient is to be compared with, in the gradient's own shape or broadcasting with it.
+def vjp_and_scales(
+    layer: str, operands: Mapping[str, Array], dy: Array, options: Mapping
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """:func:`vjp`, and what an error in each gradient is to be compared with.
 
     For x: the largest ``|dy * weight| * rstd`` of its set, which dx is a difference of. For a parameter: the root of the sum
     of squares of the terms that are added, which a sum of independent terms is as large as, with the largest ``|x̂|`` of
     the set in the place of x̂. Where a gradient is larger than that, itself.
     """
-    return _backward(layer, operands, dy, options)[1]
+    return _backward(layer, operands, dy, options)
 
 
 def numeric_vjp(

@@ -36,7 +36,11 @@ class Convention(NamedTuple):
 def of(library: str) -> list[ModuleType]:
     """The native modules of a library, those that are installed."""
     found = NATIVES.get(library, {})
-    return [importlib.import_module(f"{__name__}.{name}") for name, needs in found.items() if importlib.util.find_spec(needs)]
+    return [
+        importlib.import_module(f"{__name__}.{name}")
+        for name, needs in found.items()
+        if importlib.util.find_spec(needs)
+    ]
 
 
 def axes_of(axis, ndim: int) -> tuple[int, ...]:

@@ -29,7 +29,9 @@ def rms_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-6, weight_offset=0.0)
     only(weight_offset == 0, "flax.nnx.RMSNorm has no weight_offset")
     axes = axes_of(axis, x.ndim)
     only(len(axes) == 1 or weight is None, "flax.nnx.RMSNorm makes parameters of one axis only")
-    layer = nnx.RMSNorm(x.shape[axes[-1]], use_scale=weight is not None, reduction_axes=axes, feature_axes=axes, **_options(x, eps))
+    layer = nnx.RMSNorm(
+        x.shape[axes[-1]], use_scale=weight is not None, reduction_axes=axes, feature_axes=axes, **_options(x, eps)
+    )
     return _filled(layer, weight, None)(x)
 
 

@@ -17,7 +17,9 @@ Array = Any
 def layer_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-5) -> Array:
     """keras.layers.LayerNormalization: any axes."""
     axes = axes_of(axis, len(x.shape))
-    return _called(keras.layers.LayerNormalization, x, weight, bias, axis=axes if len(axes) > 1 else axes[0], epsilon=eps)
+    return _called(
+        keras.layers.LayerNormalization, x, weight, bias, axis=axes if len(axes) > 1 else axes[0], epsilon=eps
+    )
 
 
 def rms_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-6, weight_offset=0.0) -> Array:
@@ -26,7 +28,10 @@ def rms_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-6, weight_offset=0.0)
     only(weight is not None, "Keras's RMSNormalization always has a weight")
     only(weight_offset == 0, "Keras's RMSNormalization has no weight_offset")
     axes = axes_of(axis, len(x.shape))
-    only(axes == tuple(range(len(x.shape) - len(axes), len(x.shape))), "Keras's RMSNormalization takes trailing axes only")
+    only(
+        axes == tuple(range(len(x.shape) - len(axes), len(x.shape))),
+        "Keras's RMSNormalization takes trailing axes only",
+    )
     layer = _built(keras.layers.RMSNormalization, x, axis=axes, epsilon=eps)
     return layer.stateless_call([weight], [], x)[0]
 
@@ -76,7 +81,9 @@ def _called(kind, x, weight, bias, **options):
 
 
 def _built(kind, x, **options):
-    only(keras.backend.backend() == "tensorflow", f"Keras runs on {keras.backend.backend()} here; TensorFlow is measured")
+    only(
+        keras.backend.backend() == "tensorflow", f"Keras runs on {keras.backend.backend()} here; TensorFlow is measured"
+    )
     layer = kind(dtype=x.dtype.name, **options)
     layer.build(tuple(x.shape))
     return layer

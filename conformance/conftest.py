@@ -1,0 +1,76 @@
+"""The suite's options, and how a test is repeated over libraries, dtypes and cases."""
+
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+
+from normkit.conformance import libraries, natives
+from normkit.conformance.tolerances import judged
+
+
+def pytest_addoption(parser):
+    """Add ``--backend NAME``."""
+    group = parser.getgroup("normkit")
+    group.addoption(
+        "--backend",
+        action="append",
+        metavar="NAME",
+        help=f"array library to test ({', '.join(libraries.LIBRARIES)}); may be repeated; default: all that are installed",
+    )
+
+
+def pytest_configure(config):
+    """Import the libraries that are to be tested, PyTorch before TensorFlow; one that was asked for must be there."""
+    config.addinivalue_line(
+        "markers", "grid(cases, dtypes): the cases and dtypes that a test of a library is repeated for"
+    )
+    config.addinivalue_line("filterwarnings", "error")
+    asked = config.getoption("backend") or libraries.available()[0]
+    try:
+        for name in asked:
+            libraries.library(name)
+    except (libraries.Missing, ValueError) as error:
+        raise pytest.UsageError(str(error)) from None
+    config.libraries = [a for name, a in libraries.LIBRARIES.items() if name in asked]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a framework says on import is its own affair
+        for library in config.libraries:
+            assert library.xp
+            natives.of(library.name)
+
+
+def pytest_report_header(config):
+    """Name the libraries that are tested and those that are not installed."""
+    missing = libraries.available()[1]
+    tested = ", ".join(library.name for library in config.libraries)
+    return f"normkit on: {tested}" + (f"; not installed: {', '.join(missing)}" if missing else "")
+
+
+def pytest_generate_tests(metafunc):
+    """Repeat a test that takes ``library`` (and ``dtype``, ``case``, as its grid says) for those that go together."""
+    names = [name for name in ("library", "dtype", "case") if name in metafunc.fixturenames]
+    if "library" not in names:
+        return
+    marker = metafunc.definition.get_closest_marker("grid")
+    grid = marker.kwargs if marker else {}
+    rows = []
+    for library in metafunc.config.libraries:
+        dtypes = [d for d in grid.get("dtypes", ("float32",)) if d in library.dtypes and judged(d)]
+        for dtype, case in itertools.product(dtypes, grid.get("cases", (None,))):
+            if case is None or case.layout in library.layouts:
+                rows.append({"library": library, "dtype": dtype, "case": case})
+    unique = {tuple(str(getattr(row[n], "name", row[n])) for n in names): [row[n] for n in names] for row in rows}
+    metafunc.parametrize(names, list(unique.values()), ids=["-".join(key) for key in unique])
+
+
+@pytest.fixture(autouse=True)
+def _session(request):
+    """The settings under which a library has all its dtypes; NumPy warns as it does by default, which is an error here."""
+    library = request.node.callspec.params.get("library") if hasattr(request.node, "callspec") else None
+    if library is None:
+        yield
+        return
+    with library.session(), np.errstate(divide="warn", over="warn", invalid="warn", under="ignore"):
+        yield

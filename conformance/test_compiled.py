@@ -1,0 +1,163 @@
+"""Compiled modes, unknown sizes, vmap and autocast: the same y and gradients as without."""
+
+import numpy as np
+import pytest
+
+import normkit as nk
+from normkit.conformance import cases, inputs, measure, natives, oracle
+from normkit.conformance.checks import assert_close
+from normkit.conformance.libraries import LIBRARIES, first
+
+LAYERS = ["layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm", "batch_norm_train"]
+SHORT = [c for c in cases.SHORT if c.affine == "both"]
+
+
+def _function(case, given):
+    """normkit's function of the case's differentiable arrays alone."""
+
+    def call(*arrays):
+        return case.call(getattr(nk, case.layer), {**given, **dict(zip(case.names, arrays, strict=True))})
+
+    return call
+
+
+def _check(library, case, mode, dtype):
+    values = inputs.operands(case, inputs.BY_NAME["offset 1e2"], dtype)
+    given = measure.arrays(library, case, values, dtype)
+    compiled = library.compiled(_function(case, given), mode)
+    arrays = [given[n] for n in case.names]
+    out, found = library.vjp(compiled, arrays, {}, given["dy"])
+    assert isinstance(out, tuple) == (case.layer == "batch_norm_train")
+    reference, scales = oracle.vjp_and_scales(case.layer, values, values["dy"], case.options)
+    y = oracle.forward(case.layer, values, case.options)
+    assert_close(library, first(out), y, library.kind(given["x"]), "forward")
+    assert_close(library, first(compiled(*arrays)), y, library.kind(given["x"]), "forward")
+    for name, gradient in zip(case.names, found.values(), strict=True):
+        assert_close(library, gradient, reference[name], library.kind(given[name]), "gradient", scales[name])
+
+
+@pytest.mark.parametrize("mode", [m for a in LIBRARIES.values() for m in a.modes])
+@pytest.mark.grid(cases=SHORT)
+def test_compiled(library, case, mode):
+    if mode not in library.modes:
+        pytest.skip(f"{mode} is another library's")
+    _check(library, case, mode, "float32")
+
+
+@pytest.mark.parametrize("mode", [m for a in LIBRARIES.values() for m in a.modes])
+@pytest.mark.grid(cases=[c for c in SHORT if c.layer in ("layer_norm", "batch_norm_train")][:2], dtypes=["bfloat16"])
+def test_compiled_in_a_narrow_dtype(library, dtype, case, mode):
+    if mode not in library.modes:
+        pytest.skip(f"{mode} is another library's")
+    _check(library, case, mode, dtype)
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("unknown", ["batch", "all but channels"])
+def test_one_graph_for_unknown_sizes(library, layer, unknown, jit):
+    if library.name != "tensorflow":
+        pytest.skip("only tf.function traces unknown sizes")
+    tf = library.xp
+    site = cases.SITES[-1][layer]
+    known = range(1, len(site.shape)) if unknown == "batch" else (len(site.shape) - 1,)
+
+    def spec(name, array):
+        shape = [n if i in known else None for i, n in enumerate(array.shape)] if name in ("x", "dy") else array.shape
+        return tf.TensorSpec(shape, array.dtype)
+
+    def run(arrays, dy):
+        with tf.GradientTape() as tape:
+            tape.watch(arrays)
+            y = first(case.call(getattr(nk, layer), dict(zip(case.names, arrays, strict=True))))
+        return y, tape.gradient(y, arrays, output_gradients=dy)
+
+    graph = None
+    for size in (2, 5):
+        shape = tuple(size if i == 0 else n if i in known else n + size for i, n in enumerate(site.shape))
+        case = cases.Case(site.id, layer, shape, site.options)
+        values = inputs.operands(case, inputs.BY_NAME["offset 1e2"], "float32")
+        given = measure.arrays(library, case, values, "float32")
+        arrays = [given[n] for n in case.names]
+        if graph is None:
+            signature = ([spec(n, given[n]) for n in case.names], spec("dy", given["dy"]))
+            graph = tf.function(run, input_signature=signature, jit_compile=jit or None)
+        y, found = graph(arrays, given["dy"])
+        reference, scales = oracle.vjp_and_scales(layer, values, values["dy"], case.options)
+        assert_close(library, y, oracle.forward(layer, values, case.options), library.kind(given["x"]), "forward")
+        for name, gradient in zip(case.names, found, strict=True):
+            assert_close(library, gradient, reference[name], library.kind(given[name]), "gradient", scales[name])
+    assert graph.experimental_get_tracing_count() == 1
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_vmap(library, layer):
+    """Mapped over a new first axis, y, statistics and per-sample gradients are those of each slice."""
+    if library.name not in ("torch", "jax"):
+        pytest.skip(f"{library.name} has no vmap")
+    case = cases.Case(layer, layer, (3, 4, 5, 2), {"num_groups": 2} if layer == "group_norm" else {})
+    slices = [inputs.operands(case, inputs.BY_NAME[name], "float32") for name in ("normal", "offset 1e2", "scale 1e9")]
+    shared = slices[0]
+    x, dy = (library.array(np.stack([s[name] for s in slices]), "float32") for name in ("x", "dy"))
+    given = measure.arrays(library, case, shared, "float32")
+
+    def forward(x):
+        return case.call(getattr(nk, layer), {**given, "x": x})
+
+    def slope(x, dy):
+        if library.name == "torch":
+            return library.xp.func.vjp(lambda x: first(forward(x)), x)[1](dy)[0]
+        return library.xp.vjp(lambda x: first(forward(x)), x)[1](dy)[0]
+
+    out, dx = library.vmap(forward)(x), library.vmap(slope)(x, dy)
+    for i, s in enumerate(slices):
+        values = {**shared, "x": s["x"]}
+        kind = library.kind(given["x"])
+        assert_close(library, first(out)[i], oracle.forward(layer, values, case.options), kind, "forward")
+        reference, scales = oracle.vjp_and_scales(layer, values, s["dy"], case.options)
+        assert_close(library, dx[i], reference["x"], kind, "gradient", scales["x"])
+        if layer == "batch_norm_train":
+            assert_close(library, out[1].var[i], oracle.batch_statistics(s["x"]).var, kind, "statistics")
+
+
+@pytest.mark.parametrize("x_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_autocast_gives_the_native_dtype(library, layer, x_dtype):
+    """Under autocast y and the gradients have the dtypes that torch's own layer gives them."""
+    if library.name != "torch":
+        pytest.skip("only torch has autocast")
+    torch = library.xp
+    case = cases.SITES[1][layer]
+    if layer == "rms_norm":
+        case = cases.Case(case.id, layer, case.shape, case.options, "weight")
+    values = inputs.operands(case, inputs.BY_NAME["normal"], x_dtype, params="float32")
+    given = measure.arrays(library, case, values, x_dtype, "float32")
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
+        native = measure.call(case, natives.of("torch")[0], given)
+        y = first(measure.call(case, nk, given))
+    assert library.kind(y).dtype == library.kind(native).dtype
+    assert_close(library, y, oracle.forward(layer, values, case.options), library.kind(native), "forward")
+
+
+@pytest.mark.parametrize("mode", [m for a in LIBRARIES.values() for m in a.modes])
+def test_running_statistics_are_carried_through(library, mode):
+    """A compiled step takes RunningStats and returns them, as a NamedTuple of the library's arrays."""
+    if mode not in library.modes:
+        pytest.skip(f"{mode} is another library's")
+    case = cases.SITES[library.channel_axis]["batch_norm_train"]
+    values = inputs.operands(case, inputs.BY_NAME["normal"], "float32")
+    x = library.array(values["x"], "float32")
+    stats = nk.RunningStats(library.array(np.zeros(12), "float32"), library.array(np.ones(12), "float32"))
+
+    def step(x, stats):
+        return stats.update(nk.batch_norm_train(x, axis=case.options["axis"])[1], momentum=0.9)
+
+    compiled = library.compiled(step, mode)
+    for _ in range(2):
+        stats = compiled(x, stats)
+    mean, var, n = oracle.running_statistics([values["x"]] * 2, np.zeros(12), np.ones(12), axis=case.options["axis"])
+    assert isinstance(stats, nk.RunningStats) and int(stats.num_batches) == n == 2
+    assert_close(
+        library, stats.mean, mean, library.kind(x)._replace(layout="contiguous"), "running", np.abs(values["x"]).max()
+    )
+    assert_close(library, stats.var, var, library.kind(x)._replace(layout="contiguous"), "running")

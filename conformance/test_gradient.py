@@ -1,0 +1,54 @@
+"""Gradients, taken in each library's own way, against the closed form; second derivatives against its differences."""
+
+import numpy as np
+import pytest
+
+import normkit as nk
+from normkit.conformance import cases, inputs, measure, oracle
+from normkit.conformance.checks import assert_close, unchanged
+
+
+def _check(library, case, values, dtype, params=""):
+    given = measure.arrays(library, case, values, dtype, params)
+    with unchanged(library, given):
+        out, found = measure.gradients(library, case, nk, given)
+    y = out[0] if case.layer == "batch_norm_train" else out
+    assert_close(library, y, oracle.forward(case.layer, values, case.options), library.kind(given["x"]), "forward")
+    reference, scales = oracle.vjp_and_scales(case.layer, values, values["dy"], case.options)
+    assert set(found) == set(case.names)
+    for name, gradient in found.items():
+        assert_close(library, gradient, reference[name], library.kind(given[name]), "gradient", scales[name])
+
+
+@pytest.mark.grid(cases=cases.CASES, dtypes=["float32"])
+def test_float32(library, dtype, case):
+    _check(library, case, inputs.operands(case, inputs.BY_NAME["normal"], dtype), dtype)
+
+
+@pytest.mark.grid(cases=cases.SHORT, dtypes=["float64", "float16", "bfloat16"])
+def test_other_dtypes(library, dtype, case):
+    _check(library, case, inputs.operands(case, inputs.BY_NAME["normal"], dtype), dtype)
+
+
+@pytest.mark.grid(cases=cases.LARGE)
+def test_a_million_elements_in_one_statistic(library, case):
+    _check(library, case, inputs.operands(case, inputs.BY_NAME["offset 1e2"], "float32"), "float32")
+
+
+SECOND = [c for c in cases.SHORT if c.affine in ("both", "none") and c.layout == "contiguous"]
+
+
+@pytest.mark.grid(cases=SECOND, dtypes=["float32", "float64"])
+def test_second_order(library, dtype, case):
+    if not library.differentiates:
+        pytest.skip(f"{library.name} differentiates nothing by itself; nk.vjp is first order")
+    values = inputs.operands(case, inputs.BY_NAME["normal"], dtype)
+    given = measure.arrays(library, case, values, dtype)
+    rng = np.random.default_rng(1)
+    directions = {n: inputs.rounded(rng.normal(size=values[n].shape), dtype) for n in case.names}
+    args, options = case.arguments(given)
+    arrays = [library.array(directions[n], library.kind(given[n]).dtype) for n in case.names]
+    found = library.hessian_product(getattr(nk, case.layer), args, options, given["dy"], arrays)
+    reference = oracle.hessian_product(case.layer, values, values["dy"], case.options, directions)
+    for name, product in zip(case.names, found.values(), strict=True):
+        assert_close(library, product, reference[name], library.kind(given[name]), "second order")
