@@ -1,7 +1,8 @@
 """Fused CPU kernels for NumPy and PyTorch, and the one place that decides when they serve a call.
 
-``NORMKIT_KERNELS`` is ``1`` (the default: wherever they are of use), ``0`` (never) or ``require`` (a call that they cannot serve
-raises). ``NORMKIT_ISA`` names an instruction set of :func:`info`; ``NORMKIT_HUGEPAGES=0`` leaves large outputs on small pages.
+``NORMKIT_KERNELS`` is ``1`` (the default: wherever they are of use), ``0`` (never) or ``require`` (a call that they cannot
+serve raises). ``NORMKIT_ISA`` names an instruction set of :func:`info`; ``NORMKIT_HUGEPAGES=0`` leaves large outputs on
+small pages.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class KernelError(RuntimeError):
 
 
 def accelerates(plan: Plan, operands: Operands) -> bool:
-    """Whether a kernel serves this call; the caller then uses :func:`forward` and :func:`vjp` in place of the core's."""
+    """Whether a kernel serves this call: then :func:`forward` and :func:`vjp` take the place of the core's."""
     if mode == "0":
         return False
     reason = refusal(plan, operands)
@@ -66,7 +67,7 @@ def refusal(plan: Plan, operands: Operands) -> str | None:
 
 
 def forward(plan: Plan, operands: Operands, *, save: bool = True) -> tuple[Array, Array | None]:
-    """``y`` and the packed statistics: one row each of mean, residue, var and rstd, or of var and rstd where not centred.
+    """``y`` and the packed statistics: one row each of mean, residue, var, rstd, or of var, rstd where not centred.
 
     There are no statistics where they were brought along, or where ``save`` is false.
     """
@@ -78,9 +79,7 @@ def forward(plan: Plan, operands: Operands, *, save: bool = True) -> tuple[Array
     return y, stats
 
 
-def vjp(
-    plan: Plan, operands: Operands, stats: Array | None, dy: Array, needs: Gradients = ALL
-) -> Gradients:
+def vjp(plan: Plan, operands: Operands, stats: Array | None, dy: Array, needs: Gradients = ALL) -> Gradients:
     """Gradients of ``sum(y * dy)`` for the operands that are given and that ``needs`` marks."""
     x, weight, bias, mean, var, _ = operands
     library, at = _found(operands, plan)
@@ -138,4 +137,15 @@ def info() -> dict[str, Any]:
     return {"mode": mode, "built": True, "kernels": KINDS, **_kernels.info()}
 
 
-__all__ = ["KernelError", "accelerates", "batch_stats", "forward", "info", "limit_threads", "mode", "moments", "refusal", "vjp"]
+__all__ = [
+    "KernelError",
+    "accelerates",
+    "batch_stats",
+    "forward",
+    "info",
+    "limit_threads",
+    "mode",
+    "moments",
+    "refusal",
+    "vjp",
+]

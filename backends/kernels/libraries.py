@@ -11,7 +11,7 @@ _known: dict[type, Any] = {}
 
 
 def library_of(kind: type):
-    """The library of an array type, ``None`` where the kernels do not know it. Subclasses may mean something else by their memory."""
+    """The library of an array type; ``None`` where it is unknown, as a subclass is: its memory may mean something else."""
     try:
         return _known[kind]
     except KeyError:
@@ -77,7 +77,10 @@ class NumpyArrays:
         plain = self._plain
         for a in arrays:
             if a is not None and a.dtype.char not in "efd":
-                return [a.view("u2") if a is not None and a.dtype.char not in "efd" and plain[a.dtype] else a for a in arrays]
+                return [
+                    a.view("u2") if a is not None and a.dtype.char not in "efd" and plain[a.dtype] else a
+                    for a in arrays
+                ]
         return arrays
 
 

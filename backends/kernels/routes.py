@@ -25,7 +25,7 @@ _routes: dict[tuple[int, bool], tuple[Plan, Route | None]] = {}
 
 
 def route(plan: Plan, channels_last: bool) -> Route | None:
-    """The route for an array in row-major order, or with axis 1 moved to the end in memory; ``None`` where there is none.
+    """The route for an array in row-major order, or with axis 1 last in memory; ``None`` where there is none.
 
     Remembered by the plan's identity: plans are cached, and hashing one takes longer than a small kernel.
     """

@@ -30,9 +30,7 @@ class NumpyBackend(ArrayBackend):
         y, stats = kernels.forward(plan, operands, save=plan.layer == "batch_norm_train")
         return y, kernels.batch_stats(plan, stats)
 
-    def vjp(
-        self, plan: Plan, operands: Operands
-    ) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
+    def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
         if not kernels.accelerates(plan, operands):
             return super().vjp(plan, operands)
         y, stats = kernels.forward(plan, operands)

@@ -145,13 +145,25 @@ inline void column_apply(const Columns<T> &job, i64 o, i64 r, i64 end, bool with
     constexpr int n = decltype(count)::value;
     const T *x = job.x(o, r);
     T *y = job.y(o, r);
-    for (i64 v = 0; v < job.vectors; ++v) {
+    i64 v = 0;
+    for (; v + 2 <= job.vectors && job.at(v + 1) == (v + 1) * W; v += 2) {
+      const i64 c = v * W;
+      const auto mean = load(slot.mean + c), residue = load(slot.residue + c);
+      const auto scale = load(slot.scale + c), shift = load(slot.shift + c);
+      const auto mean2 = load(slot.mean + c + W), residue2 = load(slot.residue + c + W);
+      const auto scale2 = load(slot.scale + c + W), shift2 = load(slot.shift + c + W);
+      for (int k = 0; k < n; ++k) {
+        const T *p = x + k * job.width + c;
+        store<decltype(streamed)::value>(y + k * job.width + c, ((load(p) - mean) - residue) * scale + shift,
+                                         ((load(p + W) - mean2) - residue2) * scale2 + shift2);
+      }
+    }
+    for (; v < job.vectors; ++v) {
       const i64 c = job.at(v);
       const auto mean = load(slot.mean + v * W), residue = load(slot.residue + v * W);
       const auto scale = load(slot.scale + v * W), shift = load(slot.shift + v * W);
       for (int k = 0; k < n; ++k)
-        store<decltype(streamed)::value>(y + k * job.width + c,
-                                         ((load(x + k * job.width + c) - mean) - residue) * scale + shift);
+        store(y + k * job.width + c, ((load(x + k * job.width + c) - mean) - residue) * scale + shift);
     }
   };
   if (job.a.stream) {

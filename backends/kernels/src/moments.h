@@ -10,7 +10,7 @@
 namespace normkit {
 namespace {
 
-constexpr i64 kChunk = 4096;  // elements summed in vectors before they are merged in double
+constexpr i64 kChunk = kBytes < 32 ? 2048 : 4096;  // elements summed in vectors before they are merged in double
 
 inline i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
 inline i64 least(i64 a, i64 b) { return a < b ? a : b; }

@@ -61,6 +61,65 @@ inline void forward_row(const Args &a, const Acc<T> *weight, const Acc<T> *bias,
   save(a, row, m);
 }
 
+// Four short rows at once, weights along the row: their sums share the latency of the reductions, and weights are loaded once.
+template <class T, bool center> inline void forward_four(const Args &a, const Acc<T> *w, const Acc<T> *b, i64 row) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  constexpr int W = kLanes<A>;
+  const i64 n = a.channels;
+  const double count = double(n), share = 1 / count;
+  const T *x[4];
+  T *y[4];
+  A pivot[4] = {};
+  V vs[4] = {}, vq[4] = {};
+  double s[4], q[4];
+  for (int r = 0; r < 4; ++r) x[r] = (const T *)a.x + (row + r) * n, y[r] = (T *)a.y + (row + r) * n;
+  if (center) {
+    const i64 k = least(n / W, 4);
+    V near_first[4] = {};
+    for (int r = 0; r < 4; ++r)
+      for (i64 i = 0; i < k; ++i) near_first[r] += load(x[r] + i * W) - get(x[r]);
+    sums(near_first, s);
+    for (int r = 0; r < 4; ++r) pivot[r] = get(x[r]) + A(s[r]) / A(k * W);
+  }
+  for (int r = 0; r < 4; ++r) add_run<T, center>(x[r], n, pivot[r], vs[r], vq[r]);
+  sums(vs, s), sums(vq, q);
+  Moments<A> m[4];
+  bool plain = true;
+  for (int r = 0; r < 4; ++r) plain &= !center || near(count, s[r], q[r]);
+  for (int r = 0; r < 4; ++r) {
+    const double mean = center ? s[r] * share : 0, m2 = center ? q[r] - s[r] * mean : q[r];
+    m[r] = finish<A>(Spread{count, mean, m2 < 0 ? 0 : m2}, pivot[r], a.eps);
+    plain &= !m[r].exact;
+  }
+  if (!plain) {
+    for (int r = 0; r < 4; ++r) forward_row<T, center>(a, w, b, row + r);
+    return;
+  }
+  const auto rows = [&](i64 i, auto emit) {
+    const V wi = load(w + i), bi = load(b + i);
+    for (int r = 0; r < 4; ++r) {
+      V d = load(x[r] + i);
+      if constexpr (center) d = (d - m[r].mean) - m[r].residue;
+      emit(y[r] + i, d * m[r].rstd * wi + bi);
+    }
+  };
+  i64 i = 0;
+  if (a.stream && n % (kBytes / i64(sizeof(T))) == 0 && uintptr_t(y[0]) % kBytes == 0)
+    for (; i + W <= n; i += W) rows(i, [](T *p, V v) { store<true>(p, v); });
+  for (; i + W <= n; i += W) rows(i, [](T *p, V v) { store(p, v); });
+  if (i < n) rows(n - W, [](T *p, V v) { store(p, v); });
+  for (int r = 0; r < 4; ++r) save(a, row + r, m[r]);
+}
+
+template <class T, bool center>
+inline void forward_rows(const Args &a, const Acc<T> *w, const Acc<T> *b, i64 row, i64 end) {
+  const i64 n = a.channels;
+  if (a.inner == 1 && a.groups == 1 && n >= kLanes<Acc<T>> && n <= 1024)
+    for (; row + 4 <= end; row += 4) forward_four<T, center>(a, w, b, row);
+  for (; row < end; ++row) forward_row<T, center>(a, w, b, row);
+}
+
 template <class T> bool rows_forward(const Args &a) {
   using A = Acc<T>;
   Scratch memory;
@@ -68,10 +127,10 @@ template <class T> bool rows_forward(const Args &a) {
   const A *w = param<A>(memory, a.weight, a.wtype, params, 1, a.offset);
   const A *b = param<A>(memory, a.bias, a.btype, params, 0, 0);
   if (memory.failed) return false;
-  const i64 block = most(1, 4 * kChunk / n);
+  const i64 block = (ceil_div(4 * kChunk, n) + 3) & ~i64(3);
   parallel(a, ceil_div(rows, block), [&](i64 task) {
-    for (i64 row = task * block; row < least(rows, (task + 1) * block); ++row)
-      a.center ? forward_row<T, true>(a, w, b, row) : forward_row<T, false>(a, w, b, row);
+    const i64 row = task * block, end = least(rows, row + block);
+    a.center ? forward_rows<T, true>(a, w, b, row, end) : forward_rows<T, false>(a, w, b, row, end);
     if (a.stream) fence();
   });
   return true;
@@ -158,8 +217,8 @@ inline void backward_rows(const Args &a, const Acc<T> *w, i64 row, i64 n, Acc<T>
   const auto many = [](auto *p, auto v) { store(p, v); };
   const auto past = [](auto *p, auto v) { store<true>(p, v); };
   i64 i = 0;
-  if (a.stream && a.y && n % W == 0) {
-    for (; uintptr_t(dx[0] + i) % (W * sizeof(T)); ++i) step(One{}, i, one, one);
+  if (a.stream && a.y && n % (kBytes / i64(sizeof(T))) == 0) {
+    for (; uintptr_t(dx[0] + i) % kBytes; ++i) step(One{}, i, one, one);
     for (; i + W <= n; i += W) step(Many{}, i, past, many);
   }
   for (; i + W <= n; i += W) step(Many{}, i, many, many);

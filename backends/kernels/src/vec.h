@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
@@ -73,7 +74,7 @@ template <class U, class F> inline F widen(bfloat, U h) { return bit_cast<F>(h <
 template <class U, class F> inline U shorten(bfloat, F x) {
   const U bits = bit_cast<U>(x);
   const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return (bits & 0x7fffffffu) > U{} + 0x7f800000u ? (bits >> 16) | 0x40u : rounded;
+  return x == x ? rounded : (bits >> 16) | 0x40u;
 }
 
 // One number, from memory of any alignment.
@@ -104,6 +105,11 @@ template <class A> inline Vec<A> load(const A *p) {
   return v;
 }
 inline vu load_bits(const void *p) {
+#if defined(__AVX512F__)
+  return (vu)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+#elif defined(__AVX2__)
+  return (vu)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+#endif
   vh h;
   memcpy(&h, p, sizeof h);
   return __builtin_convertvector(h, vu);
@@ -156,6 +162,23 @@ template <bool stream = false> inline void store(half *p, vf v) {
   store_bytes<stream>(p, __builtin_convertvector(shorten<vu, vf>(half{}, v), vh));
 #endif
 }
+// Two vectors next to each other: narrow types are packed together.
+template <bool stream = false, class T, class V> inline void store(T *p, V a, V b) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  if constexpr (sizeof(T) == 2) {
+    if constexpr (std::is_same_v<T, bfloat>) {
+      const __m256i packed = _mm256_packus_epi32((__m256i)shorten<vu, vf>(bfloat{}, a), (__m256i)shorten<vu, vf>(bfloat{}, b));
+      store_bytes<stream>(p, _mm256_permute4x64_epi64(packed, 0xd8));
+    } else {
+      constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+      store_bytes<stream>(p, _mm256_set_m128i(_mm256_cvtps_ph((__m256)b, mode), _mm256_cvtps_ph((__m256)a, mode)));
+    }
+    return;
+  }
+#endif
+  store<stream>(p, a);
+  store<stream>(p + sizeof(V) / sizeof(Acc<T>), b);
+}
 inline void fence() {
 #if defined(__x86_64__)
   _mm_sfence();
@@ -198,6 +221,33 @@ inline double sum(Vec<double> v) {
   return f[0] + f[1];
 }
 
+// The sums of the lanes of four vectors, each in the order of sum().
+inline void sums(const Vec<float> *v, double *out) {
+  typedef float v4 __attribute__((vector_size(16)));
+  v4 f[4];
+  for (int k = 0; k < 4; ++k) {
+#if defined(__AVX512F__)
+    typedef float v8 __attribute__((vector_size(32)));
+    const v8 e = __builtin_shufflevector(v[k], v[k], 0, 1, 2, 3, 4, 5, 6, 7) +
+                 __builtin_shufflevector(v[k], v[k], 8, 9, 10, 11, 12, 13, 14, 15);
+#elif defined(__AVX2__)
+    const auto e = v[k];
+#endif
+#if defined(__AVX2__)
+    f[k] = __builtin_shufflevector(e, e, 0, 1, 2, 3) + __builtin_shufflevector(e, e, 4, 5, 6, 7);
+#else
+    f[k] = v[k];
+#endif
+  }
+  const v4 a = __builtin_shufflevector(f[0], f[1], 0, 4, 1, 5) + __builtin_shufflevector(f[0], f[1], 2, 6, 3, 7);
+  const v4 b = __builtin_shufflevector(f[2], f[3], 0, 4, 1, 5) + __builtin_shufflevector(f[2], f[3], 2, 6, 3, 7);
+  const v4 total = __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  for (int k = 0; k < 4; ++k) out[k] = total[k];
+}
+inline void sums(const Vec<double> *v, double *out) {
+  for (int k = 0; k < 4; ++k) out[k] = sum(v[k]);
+}
+
 // v where the lane is one of the last `count`, zero elsewhere.
 template <class A> inline Vec<A> last_lanes(Vec<A> v, i64 count) {
   using I = typename Lanes<A>::I;
@@ -223,23 +273,18 @@ template <class T, class F> inline void map(T *y, i64 n, bool stream, F f) {
     return;
   }
   i64 i = 0;
-  if (stream) {
-    constexpr uintptr_t kAlign = W * sizeof(T);
-    const uintptr_t over = uintptr_t(y) % kAlign;
-    if (over) {
-      store(y, f(Many{}, 0));
-      i = i64((kAlign - over) / sizeof(T));
-    }
+  if (stream && n >= 2 * W) {
+    const i64 head = i64((kBytes - uintptr_t(y) % kBytes) % kBytes / sizeof(T));
+    for (; i < head; i += W) store(y + i, f(Many{}, i));
+    i = head;
     for (; i + 2 * W <= n; i += 2 * W) {
       const auto a = f(Many{}, i), b = f(Many{}, i + W);
-      store<true>(y + i, a);
-      store<true>(y + i + W, b);
+      store<true>(y + i, a, b);
     }
   }
   for (; i + 2 * W <= n; i += 2 * W) {
     const auto a = f(Many{}, i), b = f(Many{}, i + W);
-    store(y + i, a);
-    store(y + i + W, b);
+    store(y + i, a, b);
   }
   for (; i + W <= n; i += W) store(y + i, f(Many{}, i));
   if (i < n) store(y + n - W, f(Many{}, n - W));
