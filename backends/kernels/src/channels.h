@@ -73,7 +73,8 @@ template <class T> struct Channels {
     for (; k < kend; ++k) {
       const i64 first = chunks.first(k), last = chunks.last(k), start = chunks.start(k), length = chunks.length(k);
       const double n = double((last - first) * length);
-      V s[Shares::kBlock]{}, q[Shares::kBlock]{};
+      V s[Shares::kBlock], q[Shares::kBlock];
+      for (i64 i = c; i < end; ++i) s[i - c] = q[i - c] = V{};
       for (i64 o = first; o < last; ++o)
         for (i64 i = c; i < end; ++i) add_run<T, true>(x(o, i) + start, length, pivot[i - c], s[i - c], q[i - c]);
       for (i64 i = c; i < end; ++i) {
@@ -123,8 +124,10 @@ template <class A> inline Moments<A> given_moments(const Args &a, i64 c) {
   const A var = A(get_any(a.given_var, a.vtype, c));
   const double spread = double(var) + a.eps;
   m.mean = A(get_any(a.given_mean, a.mtype, c));
+  if (m.mean != m.mean) m.mean = A(__builtin_nan(""));
   m.var = var;
   m.rstd = A(1 / sqrt(a.eps == 0 && !(spread > 0) ? 1 : spread));
+  if (m.rstd != m.rstd) m.rstd = A(__builtin_nan(""));
   return m;
 }
 
@@ -132,8 +135,8 @@ template <class T> bool channels_forward(const Args &a) {
   using A = Acc<T>;
   const Channels<T> job(a);
   Scratch memory;
-  const A *w = param<A>(memory, a.weight, a.wtype, a.channels, 1, a.offset);
-  const A *b = param<A>(memory, a.bias, a.btype, a.channels, 0, 0);
+  const A *w = param<A>(memory, a.weight, a.wtype, a.channels, 1, a.offset, std::is_same_v<T, bfloat>);
+  const A *b = param<A>(memory, a.bias, a.btype, a.channels, 0, 0, std::is_same_v<T, bfloat>);
   Affine<A> *affine = memory.take<Affine<A>>(a.channels);
   Spread *spreads = a.given() ? nullptr : memory.take<Spread>(a.channels * job.chunks.count);
   bool *extreme = memory.take<bool>(a.channels);
@@ -182,7 +185,7 @@ template <class T> bool channels_backward(const Args &a) {
   };
   Scratch memory;
   const double n = double(a.outer) * double(a.inner);
-  const A *w = param<A>(memory, a.weight, a.wtype, a.channels, 1, a.offset);
+  const A *w = param<A>(memory, a.weight, a.wtype, a.channels, 1, a.offset, std::is_same_v<T, bfloat>);
   Sums *parts = memory.take<Sums>(a.channels * chunks.count);
   Moments<A> *moments = memory.take<Moments<A>>(a.channels);
   Sums *means = memory.take<Sums>(a.channels);
@@ -192,7 +195,8 @@ template <class T> bool channels_backward(const Args &a) {
   const auto gather = [&](i64 c, i64 end, i64 k, i64 kend) {
     for (; k < kend; ++k) {
       const i64 start = chunks.start(k), length = chunks.length(k);
-      V s[Shares::kBlock]{}, q[Shares::kBlock]{};
+      V s[Shares::kBlock], q[Shares::kBlock];
+      for (i64 i = c; i < end; ++i) s[i - c] = q[i - c] = V{};
       double tail[Shares::kBlock][2] = {};
       for (i64 o = chunks.first(k); o < chunks.last(k); ++o)
         for (i64 i = c; i < end; ++i) {

@@ -188,8 +188,8 @@ template <class T> bool columns_forward(const Args &a) {
   const i64 C = job.channels, S = job.slots, samples = a.outer;
   const i64 tables = a.given() ? 1 : samples;  // given statistics are the same for every sample
   Scratch memory;
-  const A *w = param<A>(memory, a.weight, a.wtype, C, 1, a.offset);
-  const A *b = param<A>(memory, a.bias, a.btype, C, 0, 0);
+  const A *w = param<A>(memory, a.weight, a.wtype, C, 1, a.offset, std::is_same_v<T, bfloat>);
+  const A *b = param<A>(memory, a.bias, a.btype, C, 0, 0, std::is_same_v<T, bfloat>);
   A *of_channel = memory.take<A>(tables * 4 * C), *of_slot = memory.take<A>(tables * 4 * S);
   A *base = memory.take<A>(samples * C);
   const i64 tasks = a.given() ? 0 : samples * job.blocks;

@@ -90,7 +90,7 @@ template <class T> bool columns_backward(const Args &a) {
   const Columns<T> job(a);
   const i64 C = job.channels, S = job.slots, samples = a.outer, tasks = samples * job.blocks;
   Scratch memory;
-  const A *w = param<A>(memory, a.weight, a.wtype, C, 1, a.offset);
+  const A *w = param<A>(memory, a.weight, a.wtype, C, 1, a.offset, std::is_same_v<T, bfloat>);
   A *of_channel = memory.take<A>(samples * 6 * C), *of_slot = memory.take<A>(samples * 6 * S);
   A *work = memory.take<A>(tasks * 2 * S);
   double *parts = memory.take<double>(tasks * 2 * C), *sums = memory.take<double>(samples * 2 * C);

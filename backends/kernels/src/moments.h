@@ -58,11 +58,16 @@ inline void put_any(void *p, int type, i64 i, double value) {
 }
 
 // A parameter in the accumulation type: where it stands if it has that type already, else converted into scratch memory.
-template <class A> const A *param(Scratch &memory, const void *p, int type, i64 n, double otherwise, double offset) {
-  if (p && offset == 0 && type == (sizeof(A) == 8 ? F64 : F32)) return static_cast<const A *>(p);
+// `clean` replaces NaNs, whose bits may be anything, by the standard one.
+template <class A>
+const A *param(Scratch &memory, const void *p, int type, i64 n, double otherwise, double offset, bool clean) {
+  if (p && offset == 0 && type == (sizeof(A) == 8 ? F64 : F32) && !clean) return static_cast<const A *>(p);
   A *copy = memory.take<A>(n);
   if (!copy) return nullptr;
-  for (i64 i = 0; i < n; ++i) copy[i] = (p ? A(get_any(p, type, i)) : A(otherwise)) + A(p ? offset : 0);
+  for (i64 i = 0; i < n; ++i) {
+    const A value = (p ? A(get_any(p, type, i)) : A(otherwise)) + A(p ? offset : 0);
+    copy[i] = value == value ? value : A(__builtin_nan(""));
+  }
   return copy;
 }
 
@@ -141,16 +146,24 @@ template <class A> struct Moments {
   bool exact;  // the squares left the range of A: see Exact
 };
 
+// The variances for which sums of squares in A have neither overflowed nor lost what eps does not hide.
+template <class A> struct Range {
+  static bool holds(double var, double eps) {
+    constexpr bool wide = sizeof(A) == 8;
+    constexpr double large = wide ? 0x1p900 : 0x1p96, small = wide ? 0x1p-900 : 0x1p-80;
+    constexpr double bare = wide ? 0x1p-936 : 0x1p-76;
+    return var < large && !(eps < bare && var < small);
+  }
+};
+
 template <class A> inline Moments<A> finish(const Spread &spread, A pivot, double eps) {
-  constexpr bool wide = sizeof(A) == 8;
-  constexpr double large = wide ? 0x1p900 : 0x1p96, small = wide ? 0x1p-900 : 0x1p-80, bare = wide ? 0x1p-936 : 0x1p-76;
   const double var = spread.m2 / spread.n, sum = var + eps;
   Moments<A> m;
   m.mean = A(pivot + spread.mean);
   m.residue = A((double(pivot) - double(m.mean)) + spread.mean);
   m.var = A(var);
   m.rstd = A(1 / sqrt(eps == 0 && !(sum > 0) ? 1 : sum));
-  m.exact = !(var < large) || (eps < bare && var < small);
+  m.exact = !Range<A>::holds(var, eps);
   return m;
 }
 

@@ -70,46 +70,66 @@ template <class T, bool center> inline void forward_four(const Args &a, const Ac
   const double count = double(n), share = 1 / count;
   const T *x[4];
   T *y[4];
-  A pivot[4] = {};
-  V vs[4] = {}, vq[4] = {};
+  A pivot[4];
+  V vs[4], vq[4];
   double s[4], q[4];
   for (int r = 0; r < 4; ++r) x[r] = (const T *)a.x + (row + r) * n, y[r] = (T *)a.y + (row + r) * n;
+  for (int r = 0; r < 4; ++r) pivot[r] = 0;
   if (center) {
-    const i64 k = least(n / W, 4);
-    V near_first[4] = {};
-    for (int r = 0; r < 4; ++r)
-      for (i64 i = 0; i < k; ++i) near_first[r] += load(x[r] + i * W) - get(x[r]);
-    sums(near_first, s);
-    for (int r = 0; r < 4; ++r) pivot[r] = get(x[r]) + A(s[r]) / A(k * W);
+    const i64 k = n / W < 4 ? 1 : 4;
+    const A part = 1 / A(k * W);
+    for (int r = 0; r < 4; ++r) {
+      const A first = get(x[r]);
+      V v = load(x[r]) - first;
+      if (k == 4) v += (load(x[r] + W) - first) + ((load(x[r] + 2 * W) - first) + (load(x[r] + 3 * W) - first));
+      vs[r] = v;
+    }
+    sums(vs, s);
+    for (int r = 0; r < 4; ++r) pivot[r] = get(x[r]) + A(s[r]) * part;
   }
-  for (int r = 0; r < 4; ++r) add_run<T, center>(x[r], n, pivot[r], vs[r], vq[r]);
+  for (int r = 0; r < 4; ++r) {
+    V vsum{}, squares{};
+    add_run<T, center>(x[r], n, pivot[r], vsum, squares);
+    vs[r] = vsum, vq[r] = squares;
+  }
   sums(vs, s), sums(vq, q);
-  Moments<A> m[4];
+  double mean[4], var[4], rstd[4];
   bool plain = true;
   for (int r = 0; r < 4; ++r) plain &= !center || near(count, s[r], q[r]);
   for (int r = 0; r < 4; ++r) {
-    const double mean = center ? s[r] * share : 0, m2 = center ? q[r] - s[r] * mean : q[r];
-    m[r] = finish<A>(Spread{count, mean, m2 < 0 ? 0 : m2}, pivot[r], a.eps);
-    plain &= !m[r].exact;
+    mean[r] = center ? s[r] * share : 0;
+    const double v = (center ? q[r] - s[r] * mean[r] : q[r]) * share;
+    var[r] = v < 0 ? 0 : v;
   }
+  for (int r = 0; r < 4; ++r) rstd[r] = 1 / sqrt(var[r] + a.eps);
+  for (int r = 0; r < 4; ++r) plain &= Range<A>::holds(var[r], a.eps);
   if (!plain) {
     for (int r = 0; r < 4; ++r) forward_row<T, center>(a, w, b, row + r);
     return;
   }
-  const auto rows = [&](i64 i, auto emit) {
-    const V wi = load(w + i), bi = load(b + i);
-    for (int r = 0; r < 4; ++r) {
-      V d = load(x[r] + i);
-      if constexpr (center) d = (d - m[r].mean) - m[r].residue;
-      emit(y[r] + i, d * m[r].rstd * wi + bi);
-    }
+  V m[4], residue[4], scale[4];
+  for (int r = 0; r < 4; ++r) {
+    const A rounded = A(pivot[r] + mean[r]), rest = A((double(pivot[r]) - double(rounded)) + mean[r]);
+    m[r] = splat(rounded), residue[r] = splat(rest), scale[r] = splat(A(rstd[r]));
+    save(a, row + r, Moments<A>{rounded, rest, A(var[r]), A(rstd[r]), false});
+  }
+  const auto at = [&](int r, i64 i, V wi, V bi) {
+    V d = load(x[r] + i);
+    if constexpr (center) d = (d - m[r]) - residue[r];
+    return d * scale[r] * wi + bi;
+  };
+  const auto rows = [&](i64 i, auto streamed) {
+    const V w1 = load(w + i), b1 = load(b + i), w2 = load(w + i + W), b2 = load(b + i + W);
+    for (int r = 0; r < 4; ++r) store<decltype(streamed)::value>(y[r] + i, at(r, i, w1, b1), at(r, i + W, w2, b2));
   };
   i64 i = 0;
   if (a.stream && n % (kBytes / i64(sizeof(T))) == 0 && uintptr_t(y[0]) % kBytes == 0)
-    for (; i + W <= n; i += W) rows(i, [](T *p, V v) { store<true>(p, v); });
-  for (; i + W <= n; i += W) rows(i, [](T *p, V v) { store(p, v); });
-  if (i < n) rows(n - W, [](T *p, V v) { store(p, v); });
-  for (int r = 0; r < 4; ++r) save(a, row + r, m[r]);
+    for (; i + 2 * W <= n; i += 2 * W) rows(i, std::true_type{});
+  for (; i + 2 * W <= n; i += 2 * W) rows(i, std::false_type{});
+  for (; i < n; i += W) {
+    const i64 k = least(i, n - W);
+    for (int r = 0; r < 4; ++r) store(y[r] + k, at(r, k, load(w + k), load(b + k)));
+  }
 }
 
 template <class T, bool center>
@@ -124,8 +144,8 @@ template <class T> bool rows_forward(const Args &a) {
   using A = Acc<T>;
   Scratch memory;
   const i64 rows = a.outer * a.groups, n = a.channels * a.inner, params = a.groups * a.channels;
-  const A *w = param<A>(memory, a.weight, a.wtype, params, 1, a.offset);
-  const A *b = param<A>(memory, a.bias, a.btype, params, 0, 0);
+  const A *w = param<A>(memory, a.weight, a.wtype, params, 1, a.offset, std::is_same_v<T, bfloat>);
+  const A *b = param<A>(memory, a.bias, a.btype, params, 0, 0, std::is_same_v<T, bfloat>);
   if (memory.failed) return false;
   const i64 block = (ceil_div(4 * kChunk, n) + 3) & ~i64(3);
   parallel(a, ceil_div(rows, block), [&](i64 task) {
@@ -245,7 +265,7 @@ template <class T, bool center> bool rows_backward_flat(const Args &a) {
   // The split is by shape alone, so that sums do not depend on the number of threads.
   const i64 blocks = ceil_div(a.outer, 32), limit = most(1, (i64(1) << 20) / params);
   const i64 tasks = least(least(blocks, 32), limit), per = ceil_div(a.outer, tasks);
-  const A *w = param<A>(memory, a.weight, a.wtype, params, 1, a.offset);
+  const A *w = param<A>(memory, a.weight, a.wtype, params, 1, a.offset, std::is_same_v<T, bfloat>);
   double *parts = memory.take<double>(tasks * 2 * params);
   A *sums = memory.take<A>(tasks * 2 * params);
   if (memory.failed) return false;
@@ -259,7 +279,9 @@ template <class T, bool center> bool rows_backward_flat(const Args &a) {
       memset(dw, 0, sizeof(A) * size_t(2 * params));
       if (a.groups == 1) {
         i64 row = first;
-        for (; row + 4 <= last; row += 4) backward_rows<T, center, 4>(a, w, row, n, dw, db);
+        // Long rows one by one: those of four would meet in the same sets of the first-level cache.
+        if (n <= 1024)
+          for (; row + 4 <= last; row += 4) backward_rows<T, center, 4>(a, w, row, n, dw, db);
         for (; row < last; ++row) backward_rows<T, center, 1>(a, w, row, n, dw, db);
       } else {
         for (i64 o = first; o < last; ++o)
@@ -280,7 +302,7 @@ template <class T, bool center> bool rows_backward_runs(const Args &a) {
   using A = Acc<T>;
   Scratch memory;
   const i64 rows = a.outer * a.groups, n = a.channels * a.inner, params = a.groups * a.channels;
-  const A *weight = param<A>(memory, a.weight, a.wtype, params, 1, a.offset);
+  const A *weight = param<A>(memory, a.weight, a.wtype, params, 1, a.offset, std::is_same_v<T, bfloat>);
   double *sums = memory.take<double>(2 * a.outer * params);
   if (memory.failed) return false;
   double *dws = sums, *dbs = sums + a.outer * params;
