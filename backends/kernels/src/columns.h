@@ -12,7 +12,8 @@ template <class T> struct Columns {
   using A = Acc<T>;
   using V = Vec<A>;
   static constexpr int W = kLanes<A>;
-  static constexpr i64 kRows = 256;  // rows between merges in double
+  static constexpr i64 kRows = 256;     // rows summed in A
+  static constexpr i64 kMerged = 1024;  // rows summed in double about one pivot
 
   const Args &a;
   i64 channels, fold, width, vectors, slots, rows, block, blocks;
@@ -53,20 +54,19 @@ template <class T> struct Columns {
     for (i64 s = 0; s < slots; ++s) table[s] = of_channel[column(s) % channels];
   }
   // Adds what each slot holds, in double, to its channel.
-  void collect(const A *table, double *of_channel) const {
+  void collect(const double *table, double *of_channel) const {
     for (i64 s = 0; s < slots; ++s)
       if (fresh(s)) of_channel[column(s) % channels] += table[s];
   }
 };
 
-// Sums about the pivots of d and d² for rows [r, end), all slots.
+// Sums about the pivots of d and d² for rows [r, end), all slots: in A over kRows rows, those added up in double.
 template <class T>
-inline void column_sums(const Columns<T> &job, i64 o, i64 r, i64 end, const Acc<T> *pivot, Acc<T> *s, Acc<T> *q) {
+inline void column_sums(const Columns<T> &job, i64 o, i64 r, i64 end, const Acc<T> *pivot, Acc<T> *s, Acc<T> *q, double *ds,
+                        double *dq) {
   using A = Acc<T>;
   using V = Vec<A>;
   constexpr int W = kLanes<A>;
-  memset(s, 0, sizeof(A) * size_t(job.slots));
-  memset(q, 0, sizeof(A) * size_t(job.slots));
   const auto add = [&](auto count) {
     constexpr int n = decltype(count)::value;
     const T *x = job.x(o, r);
@@ -81,8 +81,16 @@ inline void column_sums(const Columns<T> &job, i64 o, i64 r, i64 end, const Acc<
       store(s + v * W, vs), store(q + v * W, vq);
     }
   };
-  for (; r + 8 <= end; r += 8) add(std::integral_constant<int, 8>{});
-  for (; r < end; ++r) add(std::integral_constant<int, 1>{});
+  memset(ds, 0, sizeof(double) * size_t(job.slots));
+  memset(dq, 0, sizeof(double) * size_t(job.slots));
+  while (r < end) {
+    const i64 last = least(end, r + Columns<T>::kRows);
+    memset(s, 0, sizeof(A) * size_t(job.slots));
+    memset(q, 0, sizeof(A) * size_t(job.slots));
+    for (; r + 8 <= last; r += 8) add(std::integral_constant<int, 8>{});
+    for (; r < last; ++r) add(std::integral_constant<int, 1>{});
+    for (i64 k = 0; k < job.slots; ++k) ds[k] += s[k], dq[k] += q[k];
+  }
 }
 
 // Pivots for the columns: means over the first rows about the first.
@@ -97,29 +105,41 @@ template <class T> inline void column_pivots(const Columns<T> &job, i64 o, Acc<T
   }
 }
 
+// Memory for one block of rows.
+template <class A> struct ColumnWork {
+  A *pivot, *s, *q;
+  double *ds, *dq;
+
+  static i64 size(i64 slots) { return slots * i64(3 * sizeof(A) + 2 * sizeof(double)); }
+  ColumnWork(char *p, i64 slots) {
+    ds = reinterpret_cast<double *>(p), dq = ds + slots;
+    pivot = reinterpret_cast<A *>(dq + slots), s = pivot + slots, q = s + slots;
+  }
+};
+
 // The spread of each channel over rows [r, end) of a sample, about base[channel].
 template <class T>
-inline void column_spreads(const Columns<T> &job, i64 o, i64 r, i64 end, bool with_rest, const Acc<T> *base, Acc<T> *work,
-                           Spread *slot_spread, Spread *out) {
+inline void column_spreads(const Columns<T> &job, i64 o, i64 r, i64 end, bool with_rest, const Acc<T> *base,
+                           const ColumnWork<Acc<T>> &work, Spread *slot_spread, Spread *out) {
   using A = Acc<T>;
-  A *pivot = work, *s = work + job.slots, *q = s + job.slots;
+  const auto [pivot, s, q, ds, dq] = work;
   for (i64 c = 0; c < job.channels; ++c) out[c] = Spread{};
   if (job.rows) column_pivots(job, o, pivot);
   for (i64 k = 0; k < job.slots; ++k) slot_spread[k] = Spread{};
-  for (; r < end; r += Columns<T>::kRows) {
-    const i64 last = least(end, r + Columns<T>::kRows);
+  for (; r < end; r += Columns<T>::kMerged) {
+    const i64 last = least(end, r + Columns<T>::kMerged);
     const double n = double(last - r);
-    column_sums(job, o, r, last, pivot, s, q);
+    column_sums(job, o, r, last, pivot, s, q, ds, dq);
     bool good = true;
-    for (i64 k = 0; k < job.slots; ++k) good &= near(n, s[k], q[k]);
+    for (i64 k = 0; k < job.slots; ++k) good &= near(n, ds[k], dq[k]);
     if (!good) {
       for (i64 k = 0; k < job.slots; ++k)
-        if (!near(n, s[k], q[k])) pivot[k] = A(double(pivot[k]) + double(s[k]) / n);
-      column_sums(job, o, r, last, pivot, s, q);
+        if (!near(n, ds[k], dq[k])) pivot[k] = A(double(pivot[k]) + ds[k] / n);
+      column_sums(job, o, r, last, pivot, s, q, ds, dq);
     }
     for (i64 k = 0; k < job.slots; ++k) {
       const double shift = double(pivot[k]) - double(base[job.column(k) % job.channels]);
-      slot_spread[k].merge(n, shift + double(s[k]) / n, centred(n, s[k], q[k]));
+      slot_spread[k].merge(n, shift + ds[k] / n, centred(n, ds[k], dq[k]));
     }
   }
   for (i64 k = 0; k < job.slots; ++k)
@@ -193,7 +213,8 @@ template <class T> bool columns_forward(const Args &a) {
   A *of_channel = memory.take<A>(tables * 4 * C), *of_slot = memory.take<A>(tables * 4 * S);
   A *base = memory.take<A>(samples * C);
   const i64 tasks = a.given() ? 0 : samples * job.blocks;
-  A *work = memory.take<A>(tasks * 3 * S);
+  const i64 work_size = ColumnWork<A>::size(S);
+  char *work = memory.take<char>(tasks * work_size);
   Spread *spreads = memory.take<Spread>(tasks * C), *slot_spreads = memory.take<Spread>(tasks * S);
   bool *extreme = memory.take<bool>(samples * a.groups);
   if (memory.failed) return false;
@@ -240,7 +261,7 @@ template <class T> bool columns_forward(const Args &a) {
     for (i64 c = 0; c < C; ++c) base[o * C + c] = get((const T *)a.x + o * a.inner * C + c);
   const auto gather = [&](i64 o, i64 k, i64 r, i64 end) {
     const i64 t = o * job.blocks + k;
-    column_spreads(job, o, r, end, k + 1 == job.blocks, base + o * C, work + t * 3 * S, slot_spreads + t * S, spreads + t * C);
+    column_spreads(job, o, r, end, k + 1 == job.blocks, base + o * C, ColumnWork<A>(work + t * work_size, S), slot_spreads + t * S, spreads + t * C);
   };
   if (job.blocks == 1) {
     job.share(false, [&](i64 o, i64 k, i64 r, i64 end) {

@@ -8,8 +8,10 @@ namespace {
 // Adds dy and dy·x̂ of rows [r, end) to each channel's sums.
 template <class T>
 inline void column_projections(const Columns<T> &job, i64 o, i64 r, i64 end, bool with_rest, const AffineTable<Acc<T>> &slot,
-                               const AffineTable<Acc<T>> &channel, Acc<T> *s, Acc<T> *q, double *dys, double *dyxs) {
+                               const AffineTable<Acc<T>> &channel, const ColumnWork<Acc<T>> &work, double *dys, double *dyxs) {
   using A = Acc<T>;
+  const auto [pivot, s, q, ds, dq] = work;
+  (void)pivot;
   using V = Vec<A>;
   constexpr int W = kLanes<A>;
   const auto add = [&](auto count) {
@@ -27,14 +29,17 @@ inline void column_projections(const Columns<T> &job, i64 o, i64 r, i64 end, boo
     }
   };
   for (i64 c = 0; c < job.channels; ++c) dys[c] = dyxs[c] = 0;
+  memset(ds, 0, sizeof(double) * size_t(job.slots));
+  memset(dq, 0, sizeof(double) * size_t(job.slots));
   while (r < end) {
     const i64 last = least(end, r + Columns<T>::kRows);
     memset(s, 0, sizeof(A) * size_t(job.slots));
     memset(q, 0, sizeof(A) * size_t(job.slots));
     for (; r + 8 <= last; r += 8) add(std::integral_constant<int, 8>{});
     for (; r < last; ++r) add(std::integral_constant<int, 1>{});
-    job.collect(s, dys), job.collect(q, dyxs);
+    for (i64 k = 0; k < job.slots; ++k) ds[k] += s[k], dq[k] += q[k];
   }
+  job.collect(ds, dys), job.collect(dq, dyxs);
   if (!with_rest) return;
   const T *x = job.x(o, job.rows), *dy = job.dy(o, job.rows);
   for (i64 i = 0; i < job.rest * job.channels; ++i) {
@@ -92,7 +97,8 @@ template <class T> bool columns_backward(const Args &a) {
   Scratch memory;
   const A *w = param<A>(memory, a.weight, a.wtype, C, 1, a.offset, std::is_same_v<T, bfloat>);
   A *of_channel = memory.take<A>(samples * 6 * C), *of_slot = memory.take<A>(samples * 6 * S);
-  A *work = memory.take<A>(tasks * 2 * S);
+  const i64 work_size = ColumnWork<A>::size(S);
+  char *work = memory.take<char>(tasks * work_size);
   double *parts = memory.take<double>(tasks * 2 * C), *sums = memory.take<double>(samples * 2 * C);
   if (memory.failed) return false;
   const auto table = [](A *p, i64 o, i64 n) {
@@ -113,9 +119,8 @@ template <class T> bool columns_backward(const Args &a) {
   }
   const auto gather = [&](i64 o, i64 k, i64 r, i64 end) {
     const i64 t = o * job.blocks + k;
-    A *s = work + t * 2 * S;
-    column_projections(job, o, r, end, k + 1 == job.blocks, table(of_slot, o, S), table(of_channel, o, C), s, s + S,
-                       parts + t * 2 * C, parts + t * 2 * C + C);
+    column_projections(job, o, r, end, k + 1 == job.blocks, table(of_slot, o, S), table(of_channel, o, C),
+                       ColumnWork<A>(work + t * work_size, S), parts + t * 2 * C, parts + t * 2 * C + C);
   };
   const auto settle = [&](i64 o) {
     double *dys = sums + o * 2 * C, *dyxs = dys + C;
