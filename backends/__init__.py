@@ -2,10 +2,11 @@
 
 Add a backend in five steps:
 
-1. Subclass :class:`~normkit.backends.protocol.ArrayBackend` (or write the :class:`Backend` protocol out). A library that
-   conforms to the array API standard needs nothing more than a ``name``; without an entry it is served as ``array-api``.
-2. Describe it by an :class:`Entry`: its name, its top module, the names of its array types there, and where the backend is.
-3. In another distribution, advertise the entry under the entry-point group ``normkit.backends``; here, add it to ``BUILTIN``.
+1. Subclass :class:`~normkit.backends.protocol.ArrayBackend` (or write the :class:`Backend` protocol out). A library
+   that conforms to the array API standard needs a ``name`` and no more; without an entry it is served as ``array-api``.
+2. Describe it by an :class:`Entry`: its name, its top module, the names of its array types there, where the backend is.
+3. In another distribution, advertise the entry under the entry-point group ``normkit.backends``; here, add it to
+   ``BUILTIN``.
 4. Give the conformance suite an adapter (``conformance/libraries.py``).
 5. Run ``python -m pytest --pyargs normkit.conformance --backend NAME``.
 """
@@ -17,9 +18,8 @@ import importlib
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 
-from .protocol import ArrayBackend, Backend
+from normkit.backends.protocol import ArrayBackend, Backend
 
 GROUP = "normkit.backends"
 
@@ -81,7 +81,7 @@ BUILTIN = (
     Entry("cupy", "cupy", ("ndarray",), "normkit.backends.cupy.backend:CupyBackend"),
     Entry("torch", "torch", ("Tensor",), "normkit.backends.torch.backend:TorchBackend"),
     Entry("tensorflow", "tensorflow", ("Tensor", "Variable"), "normkit.backends.tensorflow.backend:TensorflowBackend"),
-    Entry("jax", "jax", ("Array",), "normkit.backends.jax.backend:JaxBackend"),
+    Entry("jax", "jax", ("Array", "core.Tracer"), "normkit.backends.jax.backend:JaxBackend"),
 )
 NAMES = tuple(entry.name for entry in BUILTIN)
 
@@ -89,7 +89,9 @@ NAMES = tuple(entry.name for entry in BUILTIN)
 @functools.cache
 def advertised() -> tuple[Entry, ...]:
     """Entries of other distributions (entry-point group ``normkit.backends``)."""
-    entries = []
+    from importlib import metadata  # 30 ms that `import normkit` does not need
+
+    entries: list[Entry] = []
     for point in metadata.entry_points(group=GROUP):
         entry = point.load()
         if not isinstance(entry, Entry):

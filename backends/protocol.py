@@ -38,11 +38,9 @@ class Backend(Protocol):
         """``x`` as a NumPy view where that costs nothing (values at hand, in host memory), else ``None``."""
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
-        """Normalize, with the gradient attached in the library's own way; statistics only where the plan lets them out."""
+        """Normalize, with the gradient attached in the library's own way; statistics where the plan lets them out."""
 
-    def vjp(
-        self, plan: Plan, operands: Operands
-    ) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
+    def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
         """Normalize, and the function from dy to the gradients."""
 
     def create(self, values: Any, dtype: str, device: Any | None = None) -> Array:
@@ -84,9 +82,7 @@ class ArrayBackend:
         y, used = forward(xp, plan, operands, wide=self.wide)
         return y, batch_stats(xp, plan, used) if plan.stats_shape and operands.mean is None else None
 
-    def vjp(
-        self, plan: Plan, operands: Operands
-    ) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
+    def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
         xp = self.namespace(operands.x)
         y, used = forward(xp, plan, operands, wide=self.wide)
 

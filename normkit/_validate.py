@@ -9,7 +9,7 @@ from typing import Any
 from ._dispatch import backend_of, describe
 from .backends import Backend
 from .backends.protocol import FLOATING
-from .core.plan import Plan, Shape
+from .core.plan import Plan, Shape, Size
 
 
 def array(name: str, x: Any) -> Backend:
@@ -22,7 +22,7 @@ def array(name: str, x: Any) -> Backend:
     return backend
 
 
-def companion(backend: Backend, x: Any, name: str, a: Any, shape: tuple[int, ...]) -> None:
+def companion(backend: Backend, x: Any, name: str, a: Any, shape: Shape) -> None:
     """``a`` is of x's library and device, floating, and of this shape."""
     _same_place(backend, x, name, a)
     if backend.dtype(a) not in FLOATING:
@@ -62,7 +62,9 @@ def one_axis(name: str, axis: Any, shape: Shape) -> int:
     except TypeError:
         raise TypeError(f"{name} must be an integer; received {describe(axis)}.") from None
     if not -len(shape) <= index < len(shape):
-        raise ValueError(f"{name} must be in [{-len(shape)}, {len(shape) - 1}] for x of shape {shape}; received {index}.")
+        raise ValueError(
+            f"{name} must be in [{-len(shape)}, {len(shape) - 1}] for x of shape {shape}; received {index}."
+        )
     return index % len(shape)
 
 
@@ -94,7 +96,7 @@ def several_axes(axis: Any, shape: Shape) -> tuple[int, ...]:
 
 def number(name: str, value: Any) -> float:
     """A real number that is not an array: it shapes the computation rather than taking part in it."""
-    if isinstance(value, bool) or hasattr(value, "shape") and value.shape != ():
+    if isinstance(value, bool) or (hasattr(value, "shape") and value.shape != ()):
         raise TypeError(f"{name} must be a number; received {describe(value)}.")
     try:
         return float(value)
@@ -129,10 +131,10 @@ def positive_int(name: str, value: Any) -> int:
     return result
 
 
-def groups(num_groups: Any, channels: int) -> int:
+def groups(num_groups: Any, channels: Size) -> int:
     """A number of groups that divides the channels."""
     count = positive_int("num_groups", num_groups)
-    if channels % count:
+    if channels is None or channels % count:
         raise ValueError(f"num_groups must divide the number of channels, {channels}; received {count}.")
     return count
 

@@ -51,7 +51,8 @@ def layer_norm(
     TypeError
         x is no floating-point array, or a parameter is of another library.
     ValueError
-        An axis is out of range, given twice or empty, a parameter has another shape or device, or eps is negative or NaN.
+        An axis is out of range, given twice or empty, a parameter has another shape or device, or eps is negative or
+        NaN.
 
     Notes
     -----
@@ -100,7 +101,8 @@ def rms_norm(
     TypeError
         x is no floating-point array, or a parameter is of another library.
     ValueError
-        An axis is out of range, given twice or empty, a parameter has another shape or device, or eps is negative or NaN.
+        An axis is out of range, given twice or empty, a parameter has another shape or device, or eps is negative or
+        NaN.
 
     Notes
     -----
@@ -131,8 +133,8 @@ def group_norm(
 ) -> Array:
     """Normalize every sample over groups of neighbouring channels, in training and inference alike.
 
-    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over the channels of a group and all
-    axes but the first and the channel axis.
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over the channels of a group and
+    all axes but the first and the channel axis.
 
     Parameters
     ----------
@@ -151,8 +153,8 @@ def group_norm(
     TypeError
         x is no floating-point array, or a parameter is of another library.
     ValueError
-        num_groups does not divide the channels, the axis is out of range or empty, a parameter has another shape or device,
-        or eps is negative or NaN.
+        num_groups does not divide the channels, the axis is out of range or empty, a parameter has another shape or
+        device, or eps is negative or NaN.
 
     Notes
     -----
@@ -176,8 +178,8 @@ def instance_norm(
 ) -> Array:
     """Normalize every channel of every sample by its own statistics.
 
-    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over all axes but the first and the
-    channel axis. A channel of one value gives ``bias``.
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over all axes but the first and
+    the channel axis. A channel of one value gives ``bias``.
 
     Parameters
     ----------
@@ -195,19 +197,19 @@ def instance_norm(
     TypeError
         x is no floating-point array, or a parameter is of another library.
     ValueError
-        There is no axis besides samples and channels, the axis is out of range or empty, a parameter has another shape or
-        device, or eps is negative or NaN.
+        There is no axis besides samples and channels, the axis is out of range or empty, a parameter has another shape
+        or device, or eps is negative or NaN.
 
     Notes
     -----
-    ======  =============================  =================================  =====================  ====================
-    here    torch.nn.InstanceNorm2d        keras GroupNormalization(-1)       flax.nnx.InstanceNorm  ONNX
-    ======  =============================  =================================  =====================  ====================
-    axis    1                              axis = -1                          feature_axes = -1      1
-    eps     eps = 1e-5                     epsilon = 1e-3                     epsilon = 1e-6         epsilon = 1e-5
-    weight  weight (affine=False: none)    gamma                              scale                  scale
-    bias    bias                           beta                               bias                   B
-    ======  =============================  =================================  =====================  ====================
+    ======  =============================  ================================  =====================  ====================
+    here    torch.nn.InstanceNorm2d        keras GroupNormalization(-1)      flax.nnx.InstanceNorm  ONNX
+    ======  =============================  ================================  =====================  ====================
+    axis    1                              axis = -1                         feature_axes = -1      1
+    eps     eps = 1e-5                     epsilon = 1e-3                    epsilon = 1e-6         epsilon = 1e-5
+    weight  weight (affine=False: none)    gamma                             scale                  scale
+    bias    bias                           beta                              bias                   B
+    ======  =============================  ================================  =====================  ====================
 
     Source: Ulyanov, Vedaldi, Lempitsky, "Instance Normalization", arXiv:1607.08022.
     """
@@ -245,8 +247,8 @@ def batch_norm(
     TypeError
         x is no floating-point array, or another array is of another library.
     ValueError
-        The axis is out of range or empty, statistics or parameters have another shape or device, var is negative, or eps is
-        negative or NaN.
+        The axis is out of range or empty, statistics or parameters have another shape or device, var is negative, or
+        eps is negative or NaN.
 
     Notes
     -----
@@ -277,7 +279,8 @@ def batch_norm_train(
 ) -> tuple[Array, BatchStats]:
     """Normalize channels by the statistics of this batch, and return those: batch norm in training.
 
-    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over all axes but the channel axis.
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance over all axes but the channel
+    axis.
 
     Parameters
     ----------
@@ -285,8 +288,8 @@ def batch_norm_train(
     weight, bias : array of shape (channels,), or None
     axis : the channel axis; negative values count from the end
     eps : a number >= 0, added to the variance
-    mask : boolean array that broadcasts to x, or None. Statistics are taken over the elements where it is true; where it is
-        false, y and the gradient of x are zero
+    mask : boolean array that broadcasts to x, or None. Statistics are taken over the elements where it is true; where
+        it is false, y and the gradient of x are zero
 
     Returns
     -------
@@ -299,8 +302,8 @@ def batch_norm_train(
     TypeError
         x is no floating-point array, or another array is of another library.
     ValueError
-        There is one value per channel, the axis is out of range or empty, a parameter has another shape or device, the mask
-        does not broadcast to x, or eps is negative or NaN.
+        There is one value per channel, the axis is out of range or empty, a parameter has another shape or device, the
+        mask does not broadcast to x, or eps is negative or NaN.
 
     Notes
     -----
@@ -310,7 +313,9 @@ def batch_norm_train(
     Source: Ioffe, Szegedy, "Batch Normalization", arXiv:1502.03167.
     """
     backend, plan, operands = _batch_norm_train(x, weight, bias, axis=axis, eps=eps, mask=mask)
-    return backend.apply(plan, operands)
+    y, stats = backend.apply(plan, operands)
+    assert stats is not None
+    return y, stats
 
 
 def vjp(fn: Callable, *args: Any, **kwargs: Any) -> tuple[Any, Callable[[Array], tuple[Array, ...]]]:
@@ -326,8 +331,8 @@ def vjp(fn: Callable, *args: Any, **kwargs: Any) -> tuple[Any, Callable[[Array],
     Returns
     -------
     y : what ``fn(*args, **kwargs)`` returns
-    pullback : ``pullback(dy)``, with dy of y's shape and dtype, returns a tuple with one gradient for each array argument that
-        was given, in the order of fn's signature (a mask has none)
+    pullback : ``pullback(dy)``, with dy of y's shape and dtype, returns a tuple with one gradient for each array
+        argument that was given, in the order of fn's signature (a mask has none)
 
     Raises
     ------

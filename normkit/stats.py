@@ -21,19 +21,20 @@ class RunningStats(NamedTuple):
     var: Array
     num_batches: Array | int = 0
 
-    def update(
-        self, batch_stats: BatchStats, momentum: float | None = 0.9, unbiased: bool = True
-    ) -> RunningStats:
+    def update(self, batch_stats: BatchStats, momentum: float | None = 0.9, unbiased: bool = True) -> RunningStats:
         """Merge the statistics of one batch.
 
-        ``new = momentum * old + (1 - momentum) * batch``, in the accumulation dtype, rounded to the dtype of the old value.
+        ``new = momentum * old + (1 - momentum) * batch``, in the accumulation dtype, rounded to the dtype of the old
+        value.
 
         Parameters
         ----------
-        batch_stats : what :func:`normkit.batch_norm_train` returned; a batch (or channel) with no elements changes nothing
-        momentum : the weight of the old value, in [0, 1] (Keras, Flax, ONNX: the same; torch: 1 - its momentum); None weights
-            all batches alike, as torch's ``momentum=None`` does
-        unbiased : multiply the batch's variance by n / (n - 1), as in the definition and in torch; False for Keras, Flax, ONNX
+        batch_stats : what :func:`normkit.batch_norm_train` returned; a batch (or channel) with no elements changes
+            nothing
+        momentum : the weight of the old value, in [0, 1] (Keras, Flax, ONNX: the same; torch: 1 - its momentum); None
+            weights all batches alike, as torch's ``momentum=None`` does
+        unbiased : multiply the batch's variance by n / (n - 1), as in the definition and in torch; False for Keras,
+            Flax, ONNX
 
         Returns
         -------

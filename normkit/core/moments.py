@@ -19,13 +19,13 @@ class Moments(NamedTuple):
     residue: Array | None
     var: Array | None
     rstd: Array
-    count: Array | int
+    count: Array | int  # type: ignore[assignment]  # in place of tuple.count
 
 
 class _Range(NamedTuple):
-    """Powers of two that bring squares back into range: ``large`` and ``small`` bound |x|, ``down`` and ``up`` multiply it.
+    """Powers of two that bring squares back into range: ``large`` and ``small`` bound |x|, the others multiply it.
 
-    A variance beyond ``most`` is given as ``most``, a quarter of the dtype's range: n / (n - 1) times it is still finite.
+    A variance beyond ``most`` is given as ``most``, a quarter of the dtype's range: n / (n - 1) times it is finite.
     """
 
     large: float
@@ -64,9 +64,9 @@ def moments(
 ) -> tuple[Array, Array, Moments]:
     """Standardize ``x`` (in the accumulation dtype, shaped ``plan.view``) by its own statistics.
 
-    Two passes and a correction: ``d = x - m`` is exact where it matters because ``m`` is near ``x``, and its mean is the rounding
-    error of ``m``, taken out again. Squares are formed of ``d`` times a power of two, so that they neither overflow nor
-    vanish; a set whose largest and smallest values agree is constant, and its ``d`` is exactly zero.
+    Two passes and a correction: ``d = x - m`` is exact where it matters because ``m`` is near ``x``, and its mean is
+    the rounding error of ``m``, taken out again. Squares are formed of ``d`` times a power of two, so that they neither
+    overflow nor vanish; a set whose largest and smallest values agree is constant, and its ``d`` is exactly zero.
 
     Returns
     -------
@@ -109,7 +109,8 @@ def moments(
     rscale = 1 / xp.sqrt(spread)
     var = None
     if plan.stats_shape:
-        var = xp.minimum(power, bounds.most * scale * scale) / scale / scale
+        down = xp.minimum(scale, xp.ones_like(scale))
+        var = xp.minimum(power, bounds.most * down * down) / scale / scale
     return d, rscale, Moments(mean, residue, var, scale * rscale, count)
 
 

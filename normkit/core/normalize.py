@@ -31,6 +31,10 @@ class Gradients(NamedTuple):
     var: Array | None = None
 
 
+#: All of them.
+EVERY = Gradients(True, True, True, True, True)
+
+
 class BatchStats(NamedTuple):
     """Statistics of one batch, one value per channel, in the accumulation dtype.
 
@@ -40,7 +44,7 @@ class BatchStats(NamedTuple):
 
     mean: Array
     var: Array
-    count: Array | int
+    count: Array | int  # type: ignore[assignment]  # in place of tuple.count
 
 
 def forward(
@@ -81,7 +85,7 @@ def vjp(
     dy: Array,
     *,
     wide: bool = False,
-    needs: Gradients = Gradients(True, True, True, True, True),
+    needs: Gradients = EVERY,
 ) -> Gradients:
     """Gradients of ``sum(y * dy)`` for the operands that ``needs`` marks.
 
@@ -143,6 +147,7 @@ def vjp(
 
 def batch_stats(xp, plan: Plan, used: Moments) -> BatchStats:
     """The moments as they leave :func:`normkit.batch_norm_train`: one value per channel."""
+    assert used.mean is not None
     mean = xp.reshape(used.mean + used.residue, plan.stats_shape)
     count = used.count
     if not isinstance(count, int) and count.ndim > 0:

@@ -23,13 +23,13 @@ class Plan:
     shape: Shape
     view: Shape
     axes: tuple[int, ...]
-    param_shape: tuple[int, ...]
-    param_view: tuple[int, ...]
+    param_shape: Shape
+    param_view: Shape
     eps: float
     center: bool = True
     weight_offset: float = 0.0
     #: The shape in which statistics leave the function; empty where they stay inside it.
-    stats_shape: tuple[int, ...] = ()
+    stats_shape: Shape = ()
 
     #: How many elements are reduced into one statistic; ``None`` where an axis length is unknown.
     count: Size = field(init=False)
@@ -102,6 +102,7 @@ def rms_plan(shape: Shape, axes: tuple[int, ...], eps: float, weight_offset: flo
 def group_plan(shape: Shape, num_groups: int, axis: int, eps: float) -> Plan:
     """One statistic per sample (axis 0) and group of neighbouring channels; parameters are per channel."""
     channels = shape[axis]
+    assert channels is not None
     view = (*shape[:axis], num_groups, channels // num_groups, *shape[axis + 1 :])
     return Plan(
         layer="group_norm",
@@ -131,5 +132,5 @@ def _others(view: Shape, kept: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(a for a in range(len(view)) if a not in kept)
 
 
-def _only(view: Shape, kept: tuple[int, ...]) -> tuple[int, ...]:
+def _only(view: Shape, kept: tuple[int, ...]) -> Shape:
     return tuple(n if a in kept else 1 for a, n in enumerate(view))
