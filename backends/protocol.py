@@ -7,7 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import array_api_compat
 
-from normkit.core.normalize import BatchStats, Gradients, Operands, batch_stats, forward, vjp
+from normkit.core.moments import Habits
+from normkit.core.normalize import BatchStats, Gradients, Operands, forward, returned_stats, vjp
 from normkit.core.plan import Plan, Shape
 
 Array = Any
@@ -51,8 +52,8 @@ class ArrayBackend:
     """A backend for any library whose arrays have an array API namespace; the others refine it."""
 
     name = "array-api"
-    #: Sum narrow floats in float64: for libraries that add up one element after the other.
-    wide = False
+    #: Nothing is known of an unknown library's sums, and looking at a value may stall it.
+    habits = Habits(wide=True)
 
     def __init__(self, namespace: Any | None = None) -> None:
         self._namespace = namespace
@@ -79,17 +80,17 @@ class ArrayBackend:
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
         xp = self.namespace(operands.x)
-        y, used = forward(xp, plan, operands, wide=self.wide)
-        return y, batch_stats(xp, plan, used) if plan.stats_shape and operands.mean is None else None
+        y, used = forward(xp, plan, operands, self.habits)
+        return y, returned_stats(xp, plan, operands, used)
 
     def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
         xp = self.namespace(operands.x)
-        y, used = forward(xp, plan, operands, wide=self.wide)
+        y, used = forward(xp, plan, operands, self.habits)
 
         def pullback(dy: Array) -> Gradients:
-            return vjp(xp, plan, operands, used, dy, wide=self.wide)
+            return vjp(xp, plan, operands, used, dy, self.habits)
 
-        return y, batch_stats(xp, plan, used) if plan.stats_shape and operands.mean is None else None, pullback
+        return y, returned_stats(xp, plan, operands, used), pullback
 
     def create(self, values: Any, dtype: str, device: Any | None = None) -> Array:
         xp = self.namespace()

@@ -7,15 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import oracle
+from normkit.conformance import oracle
 
 LAYERS = ("layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm", "batch_norm_train")
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 #: The array arguments of each function in the order of its signature.
-SIGNATURES = {layer: ("x", "weight", "bias") for layer in LAYERS} | {
-    "batch_norm": ("x", "mean", "var", "weight", "bias")
-}
+SIGNATURES = dict.fromkeys(LAYERS, ("x", "weight", "bias")) | {"batch_norm": ("x", "mean", "var", "weight", "bias")}
 
 AFFINE = {"both": ("weight", "bias"), "weight": ("weight",), "bias": ("bias",), "none": ()}
 
@@ -129,6 +127,7 @@ CASES = _cases()
 
 #: One case of each kind, where trying all would tell no more.
 SHORT = tuple({(c.layer, c.affine, c.layout, c.masked): c for c in reversed(CASES)}.values())
+SHORTEST = tuple(c for c in SHORT if c.affine == "both")
 
 #: More than 2**20 elements in one statistic: sums that a naive order would lose digits in.
 LARGE = (

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .libraries import Kind, Library
-from .tolerances import tolerance, units
+from normkit.conformance.libraries import Kind, Library
+from normkit.conformance.tolerances import tolerance, units
 
 
 def assert_close(

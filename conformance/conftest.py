@@ -17,15 +17,13 @@ def pytest_addoption(parser):
         "--backend",
         action="append",
         metavar="NAME",
-        help=f"array library to test ({', '.join(libraries.LIBRARIES)}); may be repeated; default: all that are installed",
+        help=f"array library to test: {', '.join(libraries.LIBRARIES)}; repeatable; default: all that are installed",
     )
 
 
 def pytest_configure(config):
     """Import the libraries that are to be tested, PyTorch before TensorFlow; one that was asked for must be there."""
-    config.addinivalue_line(
-        "markers", "grid(cases, dtypes): the cases and dtypes that a test of a library is repeated for"
-    )
+    config.addinivalue_line("markers", "grid(cases, dtypes, thrifty): what a test of a library is repeated for")
     config.addinivalue_line("filterwarnings", "error")
     asked = config.getoption("backend") or libraries.available()[0]
     try:
@@ -58,7 +56,8 @@ def pytest_generate_tests(metafunc):
     rows = []
     for library in metafunc.config.libraries:
         dtypes = [d for d in grid.get("dtypes", ("float32",)) if d in library.dtypes and judged(d)]
-        for dtype, case in itertools.product(dtypes, grid.get("cases", (None,))):
+        cases = grid.get("thrifty" if library.thrifty and "thrifty" in grid else "cases", (None,))
+        for dtype, case in itertools.product(dtypes, cases):
             if case is None or case.layout in library.layouts:
                 rows.append({"library": library, "dtype": dtype, "case": case})
     unique = {tuple(str(getattr(row[n], "name", row[n])) for n in names): [row[n] for n in names] for row in rows}
@@ -67,7 +66,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(autouse=True)
 def _session(request):
-    """The settings under which a library has all its dtypes; NumPy warns as it does by default, which is an error here."""
+    """The settings under which a library has all its dtypes; NumPy warns as it does by default, an error here."""
     library = request.node.callspec.params.get("library") if hasattr(request.node, "callspec") else None
     if library is None:
         yield

@@ -1,11 +1,11 @@
-"""Known differences of native layers from the definitions, as data: where each shows, why, and where it is discussed."""
+"""Known differences of native layers from the definitions, as data: where each shows, why, where it is discussed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .cases import LAYERS
+from normkit.conformance.cases import LAYERS
 
 TRAINED = ("layer_norm", "group_norm", "instance_norm", "batch_norm_train")
 OFFSETS = ("offset 1e4", "offset 1e5", "offset 1e6", "mixed offsets", "offset 1e4, scale 1e-20", "tabular columns")
@@ -14,10 +14,10 @@ HUGE = ("scale 1e25", "scale 1e30", "offset 1e4, scale 1e25", "mixed scales")
 
 @dataclass(frozen=True)
 class Difference:
-    """One way in which a native layer departs from the definition: for ``layers`` on ``inputs`` of float32 in ``layouts``.
+    """One way in which a native layer departs from the definition: ``layers`` on ``inputs`` of float32 in ``layouts``.
 
-    The suite expects it strictly: where a difference applies and the native layer agrees with the definition after all, the
-    test fails, so that the entry gets removed. Differences without inputs belong to a test that names them by ``id``.
+    The suite expects it strictly: where a difference applies and the native layer agrees with the definition after all,
+    the test fails, so that the entry gets removed. Differences without inputs belong to a test that names their ``id``.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Named inputs, synthetic and real, and the numbers of a case: float64 arrays that hold exactly what a narrower dtype holds."""
+"""Named inputs, synthetic and real, and the numbers of a case: float64 arrays of what a dtype holds exactly."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import oracle
-from .cases import AFFINE, Case
+from normkit.conformance import oracle
+from normkit.conformance.cases import AFFINE, Case
 
 Array = np.ndarray
 Make = Callable[[np.random.Generator, tuple[int, ...], tuple[int, ...]], Array]
@@ -50,7 +50,7 @@ def rounded(values: Array, dtype: str) -> Array:
 
 
 def operands(case: Case, x: Input | Array, dtype: str, *, params: str | None = None) -> dict[str, Array]:
-    """The arrays of a case, with ``dy`` and ``mask`` where there is one; ``params`` is the parameters' dtype, x's own by default.
+    """The arrays of a case, with ``dy``, and ``mask`` where there is one; ``params`` is the parameters' dtype if not x's.
 
     Statistics that are given are those of x itself, in float32 for narrower x.
     """
@@ -145,7 +145,7 @@ BY_NAME = {i.name: i for i in INPUTS}
 
 
 def photographs(step: int = 4) -> Array | None:
-    """scikit-learn's two sample photographs as (2, height, width, 3), every ``step``-th pixel; None where it is not installed."""
+    """Every ``step``-th pixel of scikit-learn's photographs, (2, height, width, 3); None where it is not installed."""
     try:
         from sklearn.datasets import load_sample_images
     except ImportError:

@@ -38,6 +38,8 @@ class Library:
     modes: tuple[str, ...] = ()
     #: The library differentiates by itself, so that second derivatives exist.
     differentiates = False
+    #: Every new shape costs a second of compiling, so that fewer cases are tried.
+    thrifty = False
     #: Where the library's own layers have their channels.
     channel_axis = 1
 
@@ -252,6 +254,7 @@ class Jax(Library):
     dtypes = ("float64", "float32", "float16", "bfloat16")
     layouts = ("contiguous",)
     modes = ("jax.jit",)
+    thrifty = True
     differentiates = True
     channel_axis = -1
 
@@ -283,7 +286,7 @@ class Jax(Library):
         positions = _positions(args)
 
         def slopes(*arrays):
-            y, pullback = self.xp.vjp(lambda *a: first(function(*_placed(args, positions, a), **options)), *arrays)
+            _, pullback = self.xp.vjp(lambda *a: first(function(*_placed(args, positions, a), **options)), *arrays)
             return pullback(dy)
 
         _, pullback = self.xp.vjp(slopes, *(args[i] for i in positions))

@@ -1,4 +1,4 @@
-"""How far normkit and a native layer are from the definitions and from each other: what `normkit check` and the tests share."""
+"""How far normkit and native layers are from the definitions and from each other: for `normkit check` and the tests."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 import normkit as nk
-
-from . import inputs, natives, oracle
-from .cases import SITES, Case
-from .inputs import Input
-from .libraries import Library, first
-from .libraries import library as library_named
-from .tolerances import Tolerance, judged, tolerance, units
+from normkit.conformance import inputs, natives, oracle
+from normkit.conformance.cases import SITES, Case
+from normkit.conformance.inputs import Input
+from normkit.conformance.libraries import Library, first
+from normkit.conformance.libraries import library as library_named
+from normkit.conformance.tolerances import Tolerance, judged, tolerance, units
 
 Array = Any
 QUANTITIES = ("forward", "gradient", "running")
@@ -52,7 +51,7 @@ class Measurement:
 def arrays(
     library: Library, case: Case, values: dict[str, np.ndarray], dtype: str, params: str = ""
 ) -> dict[str, Array]:
-    """The numbers of a case as arrays of a library: x and dy in the case's layout, statistics in the accumulation dtype."""
+    """The numbers of a case as a library's arrays: x and dy in the case's layout, statistics as wide as they get."""
 
     def made(name: str, value: np.ndarray) -> Array:
         if name == "mask":
@@ -196,7 +195,7 @@ def sweep(name: str, dtypes: Iterable[str] = ("float32",), *, quick: bool = Fals
 
 
 def worst(measurements: Iterable[Measurement]) -> list[Measurement]:
-    """The measurement with the largest error of each library, layer, dtype, quantity and native, native figures maximized too.
+    """The measurement with the largest error of each library, layer, dtype, quantity and native.
 
     ``native_error`` and ``distance`` are those of the input on which the native layer is furthest from float64.
     """
@@ -261,7 +260,7 @@ def _rows(
     rows = []
     for module in natives.of(library.name) if figures else ():
         try:
-            with np.errstate(all="ignore"):
+            with natives.quiet():
                 rows.append(row(module.NAME, *figures(module)))
         except natives.Unsupported as unsupported:
             rows.append(row(module.NAME, np.nan, np.nan, str(unsupported)))

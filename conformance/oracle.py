@@ -1,4 +1,4 @@
-"""The layers' definitions in extended precision NumPy, with closed-form and numeric gradients; nothing here is shared with the core."""
+"""The layers' definitions in extended precision NumPy, with closed-form and numeric gradients; without the core."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-#: 64 bits of mantissa on x86, so that float64 results can be judged too; where it is float64 itself, float32 and narrower can.
+#: 64 bits of mantissa on x86, so that float64 can be judged too; where it is float64 itself, float32 and narrower can.
 Real = np.longdouble
 EXTENDED = np.finfo(Real).nmant > np.finfo(np.float64).nmant
 
@@ -26,7 +26,7 @@ class Statistics(NamedTuple):
 
 
 class Sets(NamedTuple):
-    """Which elements share a statistic: those of ``view`` along ``over``. ``params`` are the axes of x that parameters have."""
+    """Which elements share a statistic: those of ``view`` along ``over``. Parameters have the axes ``params`` of x."""
 
     view: tuple[int, ...]
     over: tuple[int, ...]
@@ -95,7 +95,7 @@ def batch_statistics(x, *, axis=1, mask=None) -> Statistics:
 def running_statistics(
     steps, mean, var, *, axis=1, momentum: float | None = 0.9, unbiased=True, num_batches=0
 ) -> tuple[Array, Array, int]:
-    """Running mean and variance after the batches in ``steps``; momentum weights the old value, None averages all batches."""
+    """Running mean and variance after the batches in ``steps``; momentum weights the old value, None averages all."""
     mean, var = np.asarray(mean, Real), np.asarray(var, Real)
     for x in steps:
         batch = batch_statistics(x, axis=axis)
@@ -125,9 +125,9 @@ def vjp_and_scales(
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """:func:`vjp`, and what an error in each gradient is to be compared with.
 
-    For x: the largest ``|dy * weight| * rstd`` of its set, which dx is a difference of. For a parameter: the root of the sum
-    of squares of the terms that are added, which a sum of independent terms is as large as, with the largest ``|x̂|`` of
-    the set in the place of x̂. Where a gradient is larger than that, itself.
+    For x: the largest ``|dy * weight| * rstd`` of its set, which dx is a difference of. For a parameter: the root of
+    the sum of squares of the terms that are added, which a sum of independent terms is as large as, with the largest
+    ``|x̂|`` of the set in the place of x̂. Where a gradient is larger than that, itself.
     """
     return _backward(layer, operands, dy, options)
 
@@ -135,7 +135,7 @@ def vjp_and_scales(
 def numeric_vjp(
     layer: str, operands: Mapping[str, Array], dy: Array, options: Mapping, h: float = 2.0**-20
 ) -> dict[str, Array]:
-    """Gradients of ``sum(y * dy)`` by central differences, element by element, with one step of Richardson extrapolation."""
+    """Gradients of ``sum(y * dy)`` by central differences, element by element, extrapolated once (Richardson)."""
 
     def loss(values: Mapping[str, Array]) -> Real:
         return (forward(layer, values, options) * np.asarray(dy, Real)).sum()
@@ -167,7 +167,7 @@ def hessian_product(
     directions: Mapping[str, Array],
     h: float = 2.0**-20,
 ) -> dict[str, Array]:
-    """The second derivative of ``sum(y * dy)`` times ``directions``: central differences of the closed-form gradient."""
+    """The second derivative of ``sum(y * dy)`` times ``directions``: central differences of the closed form."""
 
     def gradient(step: Real) -> dict[str, Array]:
         moved = {k: np.asarray(operands[k], Real) + step * np.asarray(v, Real) for k, v in directions.items()}
@@ -190,7 +190,7 @@ def _mean(x: Array, over: tuple[int, ...], valid: Array) -> Array:
 
 
 def _centred(x: Array, over: tuple[int, ...], valid: Array) -> tuple[Array, Array]:
-    """The smallest valid value of each set, and x less its mean: from there, differences are exact and constants are zero."""
+    """The smallest valid value of each set, and x less its mean: from there, differences are exact, constants zero."""
     origin = x.min(axis=over, keepdims=True, where=valid, initial=np.inf)
     origin = np.where(valid.any(axis=over, keepdims=True), origin, 0)
     d = np.where(valid, x - origin, 0)

@@ -1,4 +1,4 @@
-"""The stated bound: float32 within 2 units of 2**-23 of max |y|, whatever the offset and the scale; constants; NaN where it was."""
+"""The stated bound: float32 within 2 units of 2**-23 of max |y| at any offset and scale; constants; NaN contained."""
 
 import dataclasses
 

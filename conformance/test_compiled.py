@@ -9,7 +9,6 @@ from normkit.conformance.checks import assert_close
 from normkit.conformance.libraries import LIBRARIES, first
 
 LAYERS = ["layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm", "batch_norm_train"]
-SHORT = [c for c in cases.SHORT if c.affine == "both"]
 
 
 def _function(case, given):
@@ -37,7 +36,7 @@ def _check(library, case, mode, dtype):
 
 
 @pytest.mark.parametrize("mode", [m for a in LIBRARIES.values() for m in a.modes])
-@pytest.mark.grid(cases=SHORT)
+@pytest.mark.grid(cases=cases.SHORTEST)
 def test_compiled(library, case, mode):
     if mode not in library.modes:
         pytest.skip(f"{mode} is another library's")
@@ -45,7 +44,9 @@ def test_compiled(library, case, mode):
 
 
 @pytest.mark.parametrize("mode", [m for a in LIBRARIES.values() for m in a.modes])
-@pytest.mark.grid(cases=[c for c in SHORT if c.layer in ("layer_norm", "batch_norm_train")][:2], dtypes=["bfloat16"])
+@pytest.mark.grid(
+    cases=[c for c in cases.SHORTEST if c.layer in ("layer_norm", "batch_norm_train")][:2], dtypes=["bfloat16"]
+)
 def test_compiled_in_a_narrow_dtype(library, dtype, case, mode):
     if mode not in library.modes:
         pytest.skip(f"{mode} is another library's")

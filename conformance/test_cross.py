@@ -4,7 +4,8 @@ import pytest
 
 import normkit as nk
 from normkit.conformance import inputs, measure, oracle
-from normkit.conformance.libraries import first, library as library_named
+from normkit.conformance.libraries import first
+from normkit.conformance.libraries import library as library_named
 from normkit.conformance.tolerances import tolerance, units
 
 NAMES = ["normal", "offset 1e4", "mixed offsets", "scale 1e25", "constant", "tabular columns"]
@@ -13,7 +14,7 @@ LAYERS = ["layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm",
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.grid(dtypes=["float32", "float64", "float16"])
+@pytest.mark.grid(dtypes=["float32", "float64"])
 def test_the_same_in_numpy(library, dtype, layer, name):
     numpy = library_named("numpy")
     for case in measure.sites(library, ["contiguous"]):

@@ -1,4 +1,4 @@
-"""Where there is next to nothing: empty arrays, single values, infinities, odd strides; and what native layers do there."""
+"""Where there is next to nothing: empty arrays, single values, infinities, odd strides; what native layers do there."""
 
 import dataclasses
 
@@ -153,7 +153,7 @@ def _out_dtype(library, module, difference):
     cases=[dataclasses.replace(c, masked=True) for c in cases.SITES[1].values() if c.layer == "batch_norm_train"]
 )
 def test_a_channel_that_is_masked_out(library, case):
-    """No element, no statistics: y and gradients are zero, and running statistics keep what they were for that channel."""
+    """No element, no statistics: y and gradients are zero, and the channel's running statistics stay what they were."""
     values = inputs.operands(case, inputs.BY_NAME["normal"], "float32")
     values["mask"][:, 3] = False
     given = measure.arrays(library, case, values, "float32")

@@ -180,16 +180,17 @@ def test_torch_has_the_same_bits(layer, shape, options, last):
 
 
 def test_kernels_agree_with_the_core():
+    from normkit.backends.numpy.backend import NumpyBackend
     from normkit.core import normalize
 
-    rng = np.random.default_rng(13)
+    rng, habits = np.random.default_rng(13), NumpyBackend.habits
     for layer in LAYERS:
         for _ in range(10):
             shape, options = shapes(layer, rng)
             plan, arrays = make(layer, shape, options, rng, np.dtype("f4"))
             operands = operands_of(arrays)
             y, stats, gradients = run(plan, arrays)
-            core, used = normalize.forward(np, plan, operands, wide=True)
+            core, used = normalize.forward(np, plan, operands, habits)
             # Two answers, each within the forward tolerance of the right one.
             assert units(y, core, "float32") <= 2 * tolerance("forward", "float32").units
             if stats is None:
@@ -198,7 +199,7 @@ def test_kernels_agree_with_the_core():
             assert mine.rstd.shape == used.rstd.shape
             np.testing.assert_allclose(mine.rstd, used.rstd, rtol=4e-7)
             # The core's own backward pass, from the kernels' statistics.
-            mixed = normalize.vjp(np, plan, operands, mine, arrays["dy"], wide=True)
+            mixed = normalize.vjp(np, plan, operands, mine, arrays["dy"], habits)
             named = {k: v for k, v in arrays.items() if k != "dy"}
             options = dict(options, axis=options["axis"][0] if options["axis"] == (-1,) else options["axis"])
             scale = oracle.vjp_and_scales(layer, named, arrays["dy"], options)[1]["x"]

@@ -2,17 +2,16 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 
 import normkit as nk
 from normkit.conformance import cases, differences, inputs, measure, natives, oracle
 from normkit.conformance.tolerances import tolerance, units
 
-#: Where a native layer is either right or wrong by far; offsets of 1e2 and 1e3 spreads and scales near 1e19 lie between.
+#: Where a native layer is either right or wrong by far; offsets of 1e2 and 1e3 and scales near 1e19 lie between.
 NAMES = [
-    "normal", "offset 1e1", "offset 1e4", "offset 1e6", "mixed offsets", "scale 1e-30", "scale 1e-18", "scale 1e-3", "scale 1e3",
-    "scale 1e9", "scale 1e25", "scale 1e30", "tabular columns", "NaN in one set",
+    "normal", "offset 1e1", "offset 1e4", "offset 1e6", "mixed offsets", "scale 1e-30", "scale 1e-18", "scale 1e-3",
+    "scale 1e3", "scale 1e9", "scale 1e25", "scale 1e30", "tabular columns", "NaN in one set",
 ]  # fmt: skip
 LAYERS = ["layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm", "batch_norm_train"]
 
@@ -38,7 +37,7 @@ def test_forward(library, layer, name):
         if values is None or hidden:
             continue
         try:
-            with np.errstate(all="ignore"):
+            with natives.quiet():
                 y = measure.call(case, module, measure.arrays(library, case, values, "float32"))
         except natives.Unsupported:
             continue
@@ -54,7 +53,7 @@ def test_forward(library, layer, name):
         pytest.skip(f"{library.name} has no layer of its own for this")
 
 
-@pytest.mark.grid(cases=cases.CASES)
+@pytest.mark.grid(cases=cases.SHORT)
 def test_every_case_agrees(library, case):
     """On well-scaled input, y and gradients of native layers are the definitions' and normkit's."""
     tried = 0
@@ -66,7 +65,8 @@ def test_every_case_agrees(library, case):
         if case.count == 1 and case.layer != "batch_norm":
             continue  # nothing but rounding is left of x, and native layers divide it by the root of eps
         try:
-            out, found = measure.gradients(library, case, module, given)
+            with natives.quiet():
+                out, found = measure.gradients(library, case, module, given)
         except natives.Unsupported:
             continue
         tried += 1
@@ -94,7 +94,8 @@ def test_other_dtypes_agree(library, dtype, case):
         if module.NAME == "textbook" and dtype == "float16":
             continue  # computed in float16 throughout: no reference for anything
         try:
-            y = measure.call(case, module, given)
+            with natives.quiet():
+                y = measure.call(case, module, given)
         except natives.Unsupported:
             continue
         tried += 1

@@ -29,7 +29,7 @@ def test_layers_by_hand():
     assert np.allclose(oracle.rms_norm(x, eps=0.5), (x / np.sqrt([[13.0], [2.5]])), rtol=1e-15)
     assert np.allclose(oracle.rms_norm(x, np.zeros(4), weight_offset=2.0, eps=0.5), 2 * oracle.rms_norm(x, eps=0.5))
     assert np.allclose(
-        oracle.group_norm(x, 2, eps=0.25), [[-1, 1, -2.25, 2.25], [0, 0, 0, 0]] / np.sqrt([0.5, 0.5, 2.5, 2.5])
+        oracle.group_norm(x, 2, eps=0.25), [[-0.5, 0.5, -1.5, 1.5], [0, 0, 0, 0]] / np.sqrt([0.5, 0.5, 2.5, 2.5])
     )
     assert np.allclose(oracle.instance_norm(x[..., None], np.ones(4), np.arange(4.0))[..., 0], [np.arange(4.0)] * 2)
     y, stats = oracle.batch_norm_train(x, eps=0.0)

@@ -70,7 +70,7 @@ def test_an_empty_batch_changes_nothing(library):
 
 
 def _native_error(library, module, **options):
-    """The worse error of mean and variance of a native layer against the definition, with the conventions in ``options``."""
+    """The worse error of a native layer's mean and variance against the definition, in the convention of ``options``."""
     values, steps, axis = _steps(library, inputs.BY_NAME["normal"], "float32")
     momentum = options.pop("literal", measure.MOMENTUM)
     pair = module.running_statistics(steps, "float32", axis=axis, momentum=momentum)
@@ -97,7 +97,7 @@ def test_what_native_layers_cannot_average(library):
 
 @pytest.mark.parametrize("id", ["runvar-bias", "momentum-sense"])
 def test_known_differences(library, id, request):
-    """Strict: a framework that stores the definition's variance, or weights the old value, after all makes this pass."""
+    """Strict: a framework that stores the definition's variance, or weights the old value, after all makes it pass."""
     found = [(m, d) for m in natives.of(library.name) for d in differences.named(id, m.NAME)]
     if not found:
         pytest.skip(f"{library.name} has no layer with {id}")

@@ -8,6 +8,7 @@ import numpy as np
 
 from normkit.backends import kernels
 from normkit.backends.protocol import Array, ArrayBackend
+from normkit.core.moments import Habits, rescue_if_needed
 from normkit.core.normalize import BatchStats, Gradients, Operands
 from normkit.core.plan import Plan
 
@@ -16,7 +17,7 @@ class NumpyBackend(ArrayBackend):
     """Sums are wide: NumPy adds float32 pairwise along memory only, and one by one across it."""
 
     name = "numpy"
-    wide = True
+    habits = Habits(wide=True, rescue=rescue_if_needed)
 
     def __init__(self) -> None:
         super().__init__(np)

@@ -1,16 +1,21 @@
 """Every framework's own layers, spelled like normkit's functions: same arguments, same parameters, eps always explicit.
 
 A module here has a ``NAME``, the six functions (``batch_norm_train`` returns y alone), a :class:`Convention` and
-``running_statistics(steps, dtype, *, axis, momentum)``, with momentum as the weight of the old value. What the framework cannot do
-raises :class:`Unsupported` with the reason.
+``running_statistics(steps, dtype, *, axis, momentum)``, with momentum as the weight of the old value. What the
+framework cannot do raises :class:`Unsupported` with the reason.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import warnings
+from collections.abc import Iterator
 from types import ModuleType
 from typing import NamedTuple
+
+import numpy as np
 
 #: Which modules here speak for which library, and what has to be installed for each.
 NATIVES = {
@@ -26,11 +31,19 @@ class Unsupported(Exception):
 
 
 class Convention(NamedTuple):
-    """How a framework keeps running statistics: what its momentum weights, which variance it stores, whether None averages."""
+    """How a framework keeps running statistics: what momentum weights, which variance it stores, if None averages."""
 
     weights: str
     unbiased: bool
     cumulative: bool = False
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What a native layer warns of, and where it overflows, is its own affair."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def of(library: str) -> list[ModuleType]:

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .plan import Plan
 
 Array = Any
+
+
+def rescue_always(needed: Callable[[], Array], rescued: Callable[[], Any], plain: Callable[[], Any]) -> Any:
+    """For arrays whose values cannot be looked at for free: the rescued result is right for every input."""
+    return rescued()
+
+
+def rescue_if_needed(needed: Callable[[], Array], rescued: Callable[[], Any], plain: Callable[[], Any]) -> Any:
+    """For arrays with values at hand: the cheaper way wherever it is right."""
+    return rescued() if bool(needed()) else plain()
+
+
+class Habits(NamedTuple):
+    """How the core computes with a library: what it must do, and what it may skip."""
+
+    #: Sum float32 in float64: for a library that adds up one element after the other.
+    wide: bool = False
+    #: How to choose between squares of ``d`` and squares of ``d`` times a power of two.
+    rescue: Callable[[Callable[[], Array], Callable[[], Any], Callable[[], Any]], Any] = rescue_always
 
 
 class Moments(NamedTuple):
@@ -17,32 +37,36 @@ class Moments(NamedTuple):
 
     mean: Array | None
     residue: Array | None
-    var: Array | None
+    var: Array
     rstd: Array
     count: Array | int  # type: ignore[assignment]  # in place of tuple.count
 
 
 class _Range(NamedTuple):
-    """Powers of two that bring squares back into range: ``large`` and ``small`` bound |x|, the others multiply it.
+    """Where squares are safe, and the powers of two that bring them there.
 
-    A variance beyond ``most`` is given as ``most``, a quarter of the dtype's range: n / (n - 1) times it is finite.
+    ``largest`` and ``smallest`` bound the mean square; ``large`` and ``small`` bound |d|, which ``down`` and ``up``
+    multiply. A set whose spread is below ``noise`` times its mean is constant: a last bit that differs in one of 2**28
+    elements is more. A variance or reciprocal root beyond ``most`` is given as ``most``, a quarter of the dtype's range:
+    n / (n - 1) times it is finite.
     """
 
+    largest: float
+    smallest: float
     large: float
     down: float
     small: float
     up: float
+    noise: float
     most: float
 
     def needs_up(self, eps: float) -> bool:
         """Whether ``eps`` is too small to hide squares that underflow."""
-        return eps < self.up**-2 * 2.0**64
+        return eps < self.smallest * 2.0**24
 
 
-_RANGES = {
-    "float32": _Range(large=2.0**50, down=2.0**-80, small=2.0**-30, up=2.0**70, most=2.0**126),
-    "float64": _Range(large=2.0**450, down=2.0**-600, small=2.0**-400, up=2.0**500, most=2.0**1022),
-}
+_FLOAT32 = _Range(2.0**110, 2.0**-90, 2.0**40, 2.0**-80, 2.0**-30, 2.0**70, 2.0**-38, 2.0**126)
+_FLOAT64 = _Range(2.0**950, 2.0**-850, 2.0**400, 2.0**-600, 2.0**-300, 2.0**500, 2.0**-90, 2.0**1022)
 
 
 def accumulation_dtype(xp, dtype):
@@ -60,58 +84,63 @@ def total(xp, x: Array, axes: tuple[int, ...], *, wide: bool) -> Array:
 
 
 def moments(
-    xp, plan: Plan, x: Array, mask: Array | None, *, wide: bool, count: Array | int
+    xp, plan: Plan, x: Array, mask: Array | None, habits: Habits, count: Array | int
 ) -> tuple[Array, Array, Moments]:
-    """Standardize ``x`` (in the accumulation dtype, shaped ``plan.view``) by its own statistics.
+    """Centre ``x`` (in the accumulation dtype, shaped ``plan.view``), and find its spread.
 
-    Two passes and a correction: ``d = x - m`` is exact where it matters because ``m`` is near ``x``, and its mean is
-    the rounding error of ``m``, taken out again. Squares are formed of ``d`` times a power of two, so that they neither
-    overflow nor vanish; a set whose largest and smallest values agree is constant, and its ``d`` is exactly zero.
+    ``d = x - m`` is exact where it matters, because ``m`` is near ``x``; its mean is the rounding error of ``m``, taken out
+    again. Where squares of ``d`` would overflow or vanish, they are formed of ``d`` times a power of two.
 
     Returns
     -------
-    d, rscale, moments
-        ``d * rscale`` is the standardized x; ``d`` carries the power of two, and is 0 where the mask is false.
+    d, factor, moments
+        ``d * factor`` is the normalized x: exactly zero in a constant set, and where the mask is false. ``factor`` is
+        ``moments.rstd`` but for constant sets.
     """
-    kept = {"axis": plan.axes, "keepdims": True}
-    if mask is None:
-        highest, lowest = xp.max(x, **kept), xp.min(x, **kept)
-    else:
-        count = total(xp, xp.astype(mask, x.dtype), plan.axes, wide=wide)
-        x = xp.where(mask, x, xp.zeros_like(x))
-        highest = xp.max(xp.where(mask, x, xp.full_like(x, -float("inf"))), **kept)
-        lowest = xp.min(xp.where(mask, x, xp.full_like(x, float("inf"))), **kept)
+
+    def average(values):
+        return total(xp, values, plan.axes, wide=habits.wide) / divisor
+
+    if mask is not None:
+        count = total(xp, xp.astype(mask, x.dtype), plan.axes, wide=habits.wide)
+        x = _masked(xp, mask, x)
     divisor = at_least_one(xp, count)
+    limits = _FLOAT64 if x.dtype == xp.float64 else _FLOAT32
 
-    mean = residue = None
-    d = x
+    d, mean, residue = x, None, None
     if plan.center:
-        constant = highest == lowest
-        mean = xp.where(constant, highest, total(xp, x, plan.axes, wide=wide) / divisor)
-        d = x - mean
-        if mask is not None:
-            d = xp.where(mask, d, xp.zeros_like(d))
-        residue = total(xp, d, plan.axes, wide=wide) / divisor
-        residue = xp.where(constant, xp.zeros_like(residue), residue)
-        d = d - residue
-        if mask is not None:
-            d = xp.where(mask, d, xp.zeros_like(d))
+        mean = average(x)
+        shifted = _masked(xp, mask, x - mean)
+        residue = average(shifted)
+        d = _masked(xp, mask, shifted - residue)
+    square = average(d * d)
 
-    # Of d, not of x: a constant has d = 0, however large it is.
-    peak = highest - lowest if plan.center else xp.maximum(highest, -lowest)
-    bounds = _RANGES["float64" if x.dtype == xp.float64 else "float32"]
-    scale, eps = _in_range(xp, peak, bounds, plan.eps)
-    d = d * scale
-    power = total(xp, d * d, plan.axes, wide=wide) / divisor
-    spread = power + eps
-    if plan.eps == 0:
-        spread = xp.where(spread > 0, spread, xp.ones_like(spread))
-    rscale = 1 / xp.sqrt(spread)
-    var = None
-    if plan.stats_shape:
+    def out_of_range():
+        bad = ~(square <= limits.largest)
+        if limits.needs_up(plan.eps):
+            bad = bad | (square < limits.smallest)
+        return xp.any(bad)
+
+    def in_range():
+        scale, eps = _scale(xp, xp.max(xp.abs(d), axis=plan.axes, keepdims=True), limits, plan.eps)
+        scaled = d * scale
+        power = average(scaled * scaled)
+        root = _root(xp, power + eps, plan.eps)
         down = xp.minimum(scale, xp.ones_like(scale))
-        var = xp.minimum(power, bounds.most * down * down) / scale / scale
-    return d, rscale, Moments(mean, residue, var, scale * rscale, count)
+        var = xp.minimum(power, limits.most * down * down) / scale / scale
+        return xp.sqrt(power) / scale, xp.minimum(scale / root, xp.full_like(root, limits.most)), var
+
+    def as_it_is():
+        return xp.sqrt(square), 1 / _root(xp, square + plan.eps, plan.eps), square
+
+    spread, rstd, var = habits.rescue(out_of_range, in_range, as_it_is)
+    factor = rstd
+    if plan.center:
+        constant = spread < xp.abs(mean) * limits.noise
+        factor = xp.where(constant, xp.zeros_like(rstd), rstd)
+        residue = xp.where(constant, _any_of(xp, plan, mask, shifted), residue)
+        var = xp.where(constant, xp.zeros_like(var), var)
+    return d, factor, Moments(mean, residue, var, rstd, count)
 
 
 def at_least_one(xp, count: Array | int) -> Array | int:
@@ -121,17 +150,34 @@ def at_least_one(xp, count: Array | int) -> Array | int:
     return xp.maximum(count, xp.ones_like(count))
 
 
-def _in_range(xp, peak: Array, bounds: _Range, eps: float) -> tuple[Array, Array]:
-    """The power of two that x is multiplied by before squaring, and eps times its square."""
+def _masked(xp, mask: Array | None, values: Array) -> Array:
+    return values if mask is None else xp.where(mask, values, xp.zeros_like(values))
+
+
+def _any_of(xp, plan: Plan, mask: Array | None, values: Array) -> Array:
+    """One of the values of each reduced set, for sets in which all are the same."""
+    if mask is not None:
+        values = xp.where(mask, values, xp.full_like(values, -float("inf")))
+        return xp.max(values, axis=plan.axes, keepdims=True)
+    return values[tuple(slice(0, 1) if a in plan.axes else slice(None) for a in range(len(plan.view)))]
+
+
+def _root(xp, spread: Array, eps: float) -> Array:
+    """The square root to divide by, one instead of zero."""
+    return xp.sqrt(spread if eps else xp.where(spread > 0, spread, xp.ones_like(spread)))
+
+
+def _scale(xp, peak: Array, limits: _Range, eps: float) -> tuple[Array, Array]:
+    """The power of two that d is multiplied by before squaring, and eps times its square."""
 
     def full(value):
         return xp.full_like(peak, value)
 
-    large = peak > bounds.large
-    scale = xp.where(large, full(bounds.down), full(1.0))
-    scaled_eps = xp.where(large, full(eps * bounds.down**2), full(eps))
-    if bounds.needs_up(eps):
-        small = peak < bounds.small
-        scale = xp.where(small, full(bounds.up), scale)
-        scaled_eps = xp.where(small, full(eps * bounds.up**2), scaled_eps)
+    large = peak > limits.large
+    scale = xp.where(large, full(limits.down), full(1.0))
+    scaled_eps = xp.where(large, full(eps * limits.down**2), full(eps))
+    if limits.needs_up(eps):
+        small = peak < limits.small
+        scale = xp.where(small, full(limits.up), scale)
+        scaled_eps = xp.where(small, full(eps * limits.up**2), scaled_eps)
     return scale, scaled_eps

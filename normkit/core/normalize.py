@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .moments import Moments, accumulation_dtype, at_least_one, moments, total
+from .moments import Habits, Moments, accumulation_dtype, at_least_one, moments, total
 from .plan import Plan
 
 Array = Any
@@ -31,6 +31,9 @@ class Gradients(NamedTuple):
     var: Array | None = None
 
 
+#: What is safe with any library.
+PLAIN = Habits()
+
 #: All of them.
 EVERY = Gradients(True, True, True, True, True)
 
@@ -48,33 +51,32 @@ class BatchStats(NamedTuple):
 
 
 def forward(
-    xp, plan: Plan, operands: Operands, *, wide: bool = False, count: Array | int | None = None
+    xp, plan: Plan, operands: Operands, habits: Habits = PLAIN, *, count: Array | int | None = None
 ) -> tuple[Array, Moments]:
     """``y = (x - mean) * rstd * weight + bias``, in x's dtype, and the moments that were used.
 
-    ``wide`` sums in float64 (for a library whose own sums lose digits over these axes). ``count`` stands in for
-    ``plan.count`` where a traced graph does not know it.
+    ``count`` stands in for ``plan.count`` where a traced graph does not know it.
     """
     x, mask = _viewed(xp, plan, operands.x), _mask_view(xp, plan, operands)
     dtype = x.dtype
     if operands.mean is not None:
         used = _given_moments(xp, plan, operands, dtype)
-        d, rscale = x - used.mean, used.rstd
+        d, factor = x - used.mean, used.rstd
     else:
         count = plan.count if count is None else count
         if count == 0 and isinstance(count, int):
             used = _moments_of_nothing(xp, plan, x)
-            d, rscale = x, used.rstd
+            d, factor = x, used.rstd
         else:
-            d, rscale, used = moments(xp, plan, x, mask, wide=wide, count=count)
-    y = d * rscale
+            d, factor, used = moments(xp, plan, x, mask, habits, count)
+    y = d * factor
     if operands.weight is not None:
         y = y * _weight_view(xp, plan, operands.weight, dtype)
     if operands.bias is not None:
         y = y + _param_view(xp, plan, operands.bias, dtype)
     if mask is not None:
         y = xp.where(mask, y, xp.zeros_like(y))
-    return xp.reshape(xp.astype(y, operands.x.dtype, copy=False), operands.x.shape), used
+    return _unviewed(xp, plan, y, operands.x), used
 
 
 def vjp(
@@ -83,8 +85,8 @@ def vjp(
     operands: Operands,
     used: Moments,
     dy: Array,
+    habits: Habits = PLAIN,
     *,
-    wide: bool = False,
     needs: Gradients = EVERY,
 ) -> Gradients:
     """Gradients of ``sum(y * dy)`` for the operands that ``needs`` marks.
@@ -113,7 +115,7 @@ def vjp(
         xhat = xp.where(mask, xhat, xp.zeros_like(xhat))
 
     def summed(values, axes):
-        return total(xp, values, axes, wide=wide)
+        return total(xp, values, axes, wide=habits.wide)
 
     def like(gradient, operand):
         return xp.reshape(xp.astype(gradient, operand.dtype, copy=False), operand.shape)
@@ -141,12 +143,14 @@ def vjp(
         if mask is not None:
             dx = xp.where(mask, dx, xp.zeros_like(dx))
     if dx is not None:
-        dx = like(dx, operands.x)
+        dx = _unviewed(xp, plan, dx, operands.x)
     return Gradients(dx, dweight, dbias, dmean, dvar)
 
 
-def batch_stats(xp, plan: Plan, used: Moments) -> BatchStats:
-    """The moments as they leave :func:`normkit.batch_norm_train`: one value per channel."""
+def returned_stats(xp, plan: Plan, operands: Operands, used: Moments) -> BatchStats | None:
+    """The moments as they leave :func:`normkit.batch_norm_train`, one value per channel; elsewhere they stay inside."""
+    if not plan.stats_shape or operands.mean is not None:
+        return None
     assert used.mean is not None
     mean = xp.reshape(used.mean + used.residue, plan.stats_shape)
     count = used.count
@@ -159,6 +163,11 @@ def _viewed(xp, plan: Plan, x: Array, dtype=None) -> Array:
     dtype = accumulation_dtype(xp, x.dtype) if dtype is None else dtype
     x = xp.astype(x, dtype, copy=False)
     return x if plan.view == plan.shape else xp.reshape(x, plan.view)
+
+
+def _unviewed(xp, plan: Plan, y: Array, x: Array) -> Array:
+    y = xp.astype(y, x.dtype, copy=False)
+    return y if plan.view == plan.shape else xp.reshape(y, x.shape)
 
 
 def _mask_view(xp, plan: Plan, operands: Operands) -> Array | None:

@@ -209,10 +209,10 @@ struct Exact {
     rscale = 1 / sqrt(eps == 0 && !(spread > 0) ? 1 : spread);
     m.mean = A(mean / scale);
     m.residue = A((mean / scale - double(m.mean)) + residue / scale);
-    // As in the core: n / (n - 1) times the variance is finite.
+    // As in the core: variance and reciprocal root are given as finite, n / (n - 1) times them too.
     const double most = sizeof(A) == 8 ? 0x1p1022 : 0x1p126, limit = most * scale * scale;
     m.var = A((var > limit ? limit : var) / scale / scale);
-    m.rstd = A(rscale * scale);
+    m.rstd = A(rscale * scale > most ? most : rscale * scale);
   }
   template <class T> double operator()(const T *x) const { return ((get(x) * scale - mean) - residue) * rscale; }
 };
