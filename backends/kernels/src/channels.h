@@ -38,9 +38,9 @@ struct Shares {
   }
 };
 
-// What one channel's elements become: ((x - mean) - residue) * scale + shift.
+// What one channel's elements become: (x - mean) * scale + shift.
 template <class A> struct Affine {
-  A mean, residue, scale, shift;
+  A mean, scale, shift;
 };
 
 template <class T> struct Channels {
@@ -106,7 +106,7 @@ template <class T> struct Channels {
           const T *p = x(o, i) + start;
           const Affine<A> f = affine[i];
           map(y(o, i) + start, length, a.stream,
-              [=](auto tag, i64 j) { return ((tag.at(p + j) - f.mean) - f.residue) * f.scale + f.shift; });
+              [=](auto tag, i64 j) { return (tag.at(p + j) - f.mean) * f.scale + f.shift; });
         }
     }
     if (a.stream) fence();
@@ -126,8 +126,9 @@ template <class A> inline Moments<A> given_moments(const Args &a, i64 c) {
   m.mean = A(get_any(a.given_mean, a.mtype, c));
   if (m.mean != m.mean) m.mean = A(__builtin_nan(""));
   m.var = var;
-  m.rstd = A(1 / sqrt(a.eps == 0 && !(spread > 0) ? 1 : spread));
-  if (m.rstd != m.rstd) m.rstd = A(__builtin_nan(""));
+  m.root = 1 / sqrt(a.eps == 0 && !(spread > 0) ? 1 : spread);
+  m.rstd = A(m.root);
+  if (m.rstd != m.rstd) m.rstd = A(m.root = __builtin_nan(""));
   return m;
 }
 
@@ -145,7 +146,7 @@ template <class T> bool channels_forward(const Args &a) {
   const auto settle = [&](i64 c) {
     const Moments<A> m = a.given() ? given_moments<A>(a, c) : job.moments(c, spreads);
     extreme[c] = m.exact;
-    affine[c] = {m.mean, m.residue, m.rstd * get(w + c), get(b + c)};
+    affine[c] = {m.mean, m.scale(get(w + c)), m.shift(get(w + c), get(b + c))};
     save(a, c, m);
   };
   const auto rewrite = [&](i64 c) {
@@ -206,22 +207,22 @@ template <class T> bool channels_backward(const Args &a) {
           i64 j = 0;
           for (; j + 2 * W <= length; j += 2 * W) {
             const V g = load(dy + j), h = load(dy + j + W);
-            s0 += g, q0 += g * ((load(x + j) - m.mean - m.residue) * m.rstd);
-            s1 += h, q1 += h * ((load(x + j + W) - m.mean - m.residue) * m.rstd);
+            s0 += g, q0 += g * (m(load(x + j)));
+            s1 += h, q1 += h * (m(load(x + j + W)));
           }
           for (; j + W <= length; j += W) {
             const V g = load(dy + j);
-            s0 += g, q0 += g * ((load(x + j) - m.mean - m.residue) * m.rstd);
+            s0 += g, q0 += g * (m(load(x + j)));
           }
           if (j < length && length >= W) {
             const V g = last_lanes<A>(load(dy + length - W), length - j);
-            const V v = last_lanes<A>((load(x + length - W) - m.mean - m.residue) * m.rstd, length - j);
+            const V v = last_lanes<A>(m(load(x + length - W)), length - j);
             s0 += g, q0 += g * v;
             j = length;
           }
           for (; j < length; ++j) {
             const A g = get(dy + j);
-            tail[i - c][0] += g, tail[i - c][1] += g * ((get(x + j) - m.mean - m.residue) * m.rstd);
+            tail[i - c][0] += g, tail[i - c][1] += g * (m(get(x + j)));
           }
           s[i - c] = s0 + s1, q[i - c] = q0 + q1;
         }
@@ -249,12 +250,12 @@ template <class T> bool channels_backward(const Args &a) {
         for (i64 i = c; i < end; ++i) {
           const T *x = job.x(o, i) + start, *dy = job.dy(o, i) + start;
           const Moments<A> m = moments[i];
-          const A scale = m.rstd * get(w + i), mean = A(means[i].dy), slope = m.rstd * A(means[i].dyx);
+          const A scale = m.scale(get(w + i)), mean = A(means[i].dy), slope = A(means[i].dyx);
           if (a.given()) {
             map(job.y(o, i) + start, length, a.stream, [=](auto tag, i64 j) { return tag.at(dy + j) * scale; });
           } else {
             map(job.y(o, i) + start, length, a.stream, [=](auto tag, i64 j) {
-              return ((tag.at(dy + j) - mean) - (tag.at(x + j) - m.mean - m.residue) * slope) * scale;
+              return ((tag.at(dy + j) - mean) - m(tag.at(x + j)) * slope) * scale;
             });
           }
         }

@@ -152,8 +152,9 @@ inline void column_spreads(const Columns<T> &job, i64 o, i64 r, i64 end, bool wi
   }
 }
 
+// (x - mean) * scale + shift, for every slot or channel.
 template <class A> struct AffineTable {
-  A *mean, *residue, *scale, *shift;
+  A *mean, *scale, *shift;
 };
 
 template <class T>
@@ -168,22 +169,18 @@ inline void column_apply(const Columns<T> &job, i64 o, i64 r, i64 end, bool with
     i64 v = 0;
     for (; v + 2 <= job.vectors && job.at(v + 1) == (v + 1) * W; v += 2) {
       const i64 c = v * W;
-      const auto mean = load(slot.mean + c), residue = load(slot.residue + c);
-      const auto scale = load(slot.scale + c), shift = load(slot.shift + c);
-      const auto mean2 = load(slot.mean + c + W), residue2 = load(slot.residue + c + W);
-      const auto scale2 = load(slot.scale + c + W), shift2 = load(slot.shift + c + W);
+      const auto mean = load(slot.mean + c), scale = load(slot.scale + c), shift = load(slot.shift + c);
+      const auto mean2 = load(slot.mean + c + W), scale2 = load(slot.scale + c + W), shift2 = load(slot.shift + c + W);
       for (int k = 0; k < n; ++k) {
         const T *p = x + k * job.width + c;
-        store<decltype(streamed)::value>(y + k * job.width + c, ((load(p) - mean) - residue) * scale + shift,
-                                         ((load(p + W) - mean2) - residue2) * scale2 + shift2);
+        store<decltype(streamed)::value>(y + k * job.width + c, (load(p) - mean) * scale + shift,
+                                         (load(p + W) - mean2) * scale2 + shift2);
       }
     }
     for (; v < job.vectors; ++v) {
       const i64 c = job.at(v);
-      const auto mean = load(slot.mean + v * W), residue = load(slot.residue + v * W);
-      const auto scale = load(slot.scale + v * W), shift = load(slot.shift + v * W);
-      for (int k = 0; k < n; ++k)
-        store(y + k * job.width + c, ((load(x + k * job.width + c) - mean) - residue) * scale + shift);
+      const auto mean = load(slot.mean + v * W), scale = load(slot.scale + v * W), shift = load(slot.shift + v * W);
+      for (int k = 0; k < n; ++k) store(y + k * job.width + c, (load(x + k * job.width + c) - mean) * scale + shift);
     }
   };
   if (job.a.stream) {
@@ -196,7 +193,7 @@ inline void column_apply(const Columns<T> &job, i64 o, i64 r, i64 end, bool with
     T *y = job.y(o, job.rows);
     for (i64 i = 0; i < job.rest * job.channels; ++i) {
       const i64 c = i % job.channels;
-      put(y + i, A(((get(x + i) - channel.mean[c]) - channel.residue[c]) * channel.scale[c] + channel.shift[c]));
+      put(y + i, A((get(x + i) - channel.mean[c]) * channel.scale[c] + channel.shift[c]));
     }
   }
   if (job.a.stream) fence();
@@ -210,7 +207,7 @@ template <class T> bool columns_forward(const Args &a) {
   Scratch memory;
   const A *w = param<A>(memory, a.weight, a.wtype, C, 1, a.offset, std::is_same_v<T, bfloat>);
   const A *b = param<A>(memory, a.bias, a.btype, C, 0, 0, std::is_same_v<T, bfloat>);
-  A *of_channel = memory.take<A>(tables * 4 * C), *of_slot = memory.take<A>(tables * 4 * S);
+  A *of_channel = memory.take<A>(tables * 3 * C), *of_slot = memory.take<A>(tables * 3 * S);
   A *base = memory.take<A>(samples * C);
   const i64 tasks = a.given() ? 0 : samples * job.blocks;
   const i64 work_size = ColumnWork<A>::size(S);
@@ -218,16 +215,15 @@ template <class T> bool columns_forward(const Args &a) {
   Spread *spreads = memory.take<Spread>(tasks * C), *slot_spreads = memory.take<Spread>(tasks * S);
   bool *extreme = memory.take<bool>(samples * a.groups);
   if (memory.failed) return false;
-  const auto table = [](A *p, i64 i, i64 n) { return AffineTable<A>{p + i * 4 * n, p + (i * 4 + 1) * n, p + (i * 4 + 2) * n, p + (i * 4 + 3) * n}; };
+  const auto table = [](A *p, i64 i, i64 n) { return AffineTable<A>{p + i * 3 * n, p + (i * 3 + 1) * n, p + (i * 3 + 2) * n}; };
 
   const auto set = [&](i64 o, i64 c, const Moments<A> &m) {
     const AffineTable<A> f = table(of_channel, o, C);
-    f.mean[c] = m.mean, f.residue[c] = m.residue, f.scale[c] = m.rstd * get(w + c), f.shift[c] = get(b + c);
+    f.mean[c] = m.mean, f.scale[c] = m.scale(get(w + c)), f.shift[c] = m.shift(get(w + c), get(b + c));
   };
   const auto finish_table = [&](i64 o) {
     const AffineTable<A> f = table(of_channel, o, C), g = table(of_slot, o, S);
-    job.spread_out(f.mean, g.mean), job.spread_out(f.residue, g.residue);
-    job.spread_out(f.scale, g.scale), job.spread_out(f.shift, g.shift);
+    job.spread_out(f.mean, g.mean), job.spread_out(f.scale, g.scale), job.spread_out(f.shift, g.shift);
   };
   const auto settle = [&](i64 o) {
     for (i64 g = 0; g < a.groups; ++g) {

@@ -19,11 +19,11 @@ inline void column_projections(const Columns<T> &job, i64 o, i64 r, i64 end, boo
     const T *x = job.x(o, r), *dy = job.dy(o, r);
     for (i64 v = 0; v < job.vectors; ++v) {
       const i64 c = job.at(v);
-      const V mean = load(slot.mean + v * W), residue = load(slot.residue + v * W), rstd = load(slot.scale + v * W);
+      const V mean = load(slot.mean + v * W), rstd = load(slot.scale + v * W), drift = load(slot.shift + v * W);
       V vs = load(s + v * W), vq = load(q + v * W);
       for (int k = 0; k < n; ++k) {
         const V g = load(dy + k * job.width + c);
-        vs += g, vq += g * (((load(x + k * job.width + c) - mean) - residue) * rstd);
+        vs += g, vq += g * ((load(x + k * job.width + c) - mean) * rstd + drift);
       }
       store(s + v * W, vs), store(q + v * W, vq);
     }
@@ -45,11 +45,11 @@ inline void column_projections(const Columns<T> &job, i64 o, i64 r, i64 end, boo
   for (i64 i = 0; i < job.rest * job.channels; ++i) {
     const i64 c = i % job.channels;
     const A g = get(dy + i);
-    dys[c] += g, dyxs[c] += g * (((get(x + i) - channel.mean[c]) - channel.residue[c]) * channel.scale[c]);
+    dys[c] += g, dyxs[c] += g * ((get(x + i) - channel.mean[c]) * channel.scale[c] + channel.shift[c]);
   }
 }
 
-// dx = (dy·scale − shift) − (x − mean − residue)·slope, with scale = rstd·w, shift = rstd·mean(g), slope = rstd²·mean(g·x̂).
+// dx = (dy·scale − shift) − x̂·slope, with scale = rstd·w, shift = rstd·mean(g), slope = rstd·mean(g·x̂).
 template <class A> struct Slopes {
   A *scale, *shift, *slope;
 };
@@ -65,11 +65,11 @@ inline void column_gradients(const Columns<T> &job, i64 o, i64 r, i64 end, bool 
     T *dx = job.y(o, r);
     for (i64 v = 0; v < job.vectors; ++v) {
       const i64 c = job.at(v);
-      const auto mean = load(slot.mean + v * W), residue = load(slot.residue + v * W);
+      const auto mean = load(slot.mean + v * W), rstd = load(slot.scale + v * W), drift = load(slot.shift + v * W);
       const auto scale = load(f.scale + v * W), shift = load(f.shift + v * W), slope = load(f.slope + v * W);
       for (int k = 0; k < n; ++k) {
         const i64 i = k * job.width + c;
-        store<decltype(streamed)::value>(dx + i, (load(dy + i) * scale - shift) - ((load(x + i) - mean) - residue) * slope);
+        store<decltype(streamed)::value>(dx + i, (load(dy + i) * scale - shift) - ((load(x + i) - mean) * rstd + drift) * slope);
       }
     }
   };
@@ -83,8 +83,8 @@ inline void column_gradients(const Columns<T> &job, i64 o, i64 r, i64 end, bool 
     T *dx = job.y(o, job.rows);
     for (i64 i = 0; i < job.rest * job.channels; ++i) {
       const i64 c = i % job.channels;
-      const A d = (get(x + i) - channel.mean[c]) - channel.residue[c];
-      put(dx + i, A((get(dy + i) * fc.scale[c] - fc.shift[c]) - d * fc.slope[c]));
+      const A v = (get(x + i) - channel.mean[c]) * channel.scale[c] + channel.shift[c];
+      put(dx + i, A((get(dy + i) * fc.scale[c] - fc.shift[c]) - v * fc.slope[c]));
     }
   }
   if (job.a.stream) fence();
@@ -103,7 +103,7 @@ template <class T> bool columns_backward(const Args &a) {
   if (memory.failed) return false;
   const auto table = [](A *p, i64 o, i64 n) {
     p += o * 6 * n;
-    return AffineTable<A>{p, p + n, p + 2 * n, nullptr};
+    return AffineTable<A>{p, p + n, p + 2 * n};  // of x̂ itself: scale is rstd, shift the drift
   };
   const auto slopes = [](A *p, i64 o, i64 n) {
     p += o * 6 * n;
@@ -113,9 +113,9 @@ template <class T> bool columns_backward(const Args &a) {
     const AffineTable<A> f = table(of_channel, o, C), g = table(of_slot, o, S);
     for (i64 c = 0; c < C; ++c) {
       const Moments<A> m = a.given() ? given_moments<A>(a, c) : saved<A>(a, o * a.groups + c / a.channels);
-      f.mean[c] = m.mean, f.residue[c] = m.residue, f.scale[c] = m.rstd;
+      f.mean[c] = m.mean, f.scale[c] = m.rstd, f.shift[c] = m.drift;
     }
-    job.spread_out(f.mean, g.mean), job.spread_out(f.residue, g.residue), job.spread_out(f.scale, g.scale);
+    job.spread_out(f.mean, g.mean), job.spread_out(f.scale, g.scale), job.spread_out(f.shift, g.shift);
   }
   const auto gather = [&](i64 o, i64 k, i64 r, i64 end) {
     const i64 t = o * job.blocks + k;
@@ -139,7 +139,7 @@ template <class T> bool columns_backward(const Args &a) {
       for (i64 c = first; !a.given() && c < first + a.channels; ++c) c1 += dys[c] * get(w + c), c2 += dyxs[c] * get(w + c);
       for (i64 c = first; c < first + a.channels; ++c) {
         const A rstd = f.scale[c];
-        fs.scale[c] = rstd * get(w + c), fs.shift[c] = rstd * A(c1 / n), fs.slope[c] = rstd * (rstd * A(c2 / n));
+        fs.scale[c] = rstd * get(w + c), fs.shift[c] = rstd * A(c1 / n), fs.slope[c] = rstd * A(c2 / n);
       }
     }
     job.spread_out(fs.scale, gs.scale), job.spread_out(fs.shift, gs.shift), job.spread_out(fs.slope, gs.slope);

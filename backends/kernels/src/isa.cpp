@@ -13,7 +13,7 @@ template <class T> bool may_stream(const Args &a, Kind kind) {
   constexpr int W = kBytes / sizeof(T);
   if (!a.stream || !a.y || uintptr_t(a.y) % sizeof(T)) return false;
   const bool aligned = uintptr_t(a.y) % kBytes == 0;
-  if (kind == COLUMNS) return aligned && Columns<T>(a).width % W == 0;
+  if (kind == COLUMNS) return aligned && Columns<T>(a).width % W == 0 && (a.outer == 1 || a.size() / a.outer % W == 0);
   const i64 run = kind == ROWS && a.inner == 1 ? a.channels : a.inner;
   return run >= 1024 || (kind == ROWS && aligned && run % W == 0);
 }

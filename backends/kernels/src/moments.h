@@ -140,10 +140,16 @@ template <class T, bool center> inline void add_run(const T *x, i64 n, Acc<T> pi
   s += a, q += a * a;
 }
 
-// What a set is normalized by: ((x - mean) - residue) * rstd.
+// What a set is normalized by: ((x - mean) - residue) * rstd. The mean is taken off first, which is exact where it matters;
+// the residue, half a unit of the mean at most, may then go into the sum: (x - mean) * rstd + drift. The mean may not.
 template <class A> struct Moments {
-  A mean, residue, var, rstd;
-  bool exact;  // the squares left the range of A: see Exact
+  A mean, residue, var, rstd, drift;
+  double root;  // rstd before it was rounded
+  bool exact;   // the squares left the range of A: see Exact
+
+  A scale(double weight) const { return A(root * weight); }
+  A shift(double weight, double bias) const { return A(bias - double(residue) * root * weight); }
+  template <class V> auto operator()(V x) const { return (x - mean) * rstd + drift; }
 };
 
 // The variances for which sums of squares in A have neither overflowed nor lost what eps does not hide.
@@ -162,7 +168,9 @@ template <class A> inline Moments<A> finish(const Spread &spread, A pivot, doubl
   m.mean = A(pivot + spread.mean);
   m.residue = A((double(pivot) - double(m.mean)) + spread.mean);
   m.var = A(var);
-  m.rstd = A(1 / sqrt(eps == 0 && !(sum > 0) ? 1 : sum));
+  m.root = 1 / sqrt(eps == 0 && !(sum > 0) ? 1 : sum);
+  m.rstd = A(m.root);
+  m.drift = A(-double(m.residue) * m.root);
   m.exact = !Range<A>::holds(var, eps);
   return m;
 }
@@ -228,6 +236,8 @@ template <class A> inline Moments<A> saved(const Args &a, i64 set) {
   if (a.mean) m.mean = get((const A *)a.mean + set);
   if (a.residue) m.residue = get((const A *)a.residue + set);
   m.rstd = get((const A *)a.rstd + set);
+  m.root = double(m.rstd);
+  m.drift = A(-double(m.residue) * m.root);
   return m;
 }
 

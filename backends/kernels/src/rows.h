@@ -43,18 +43,16 @@ inline void forward_row(const Args &a, const Acc<T> *weight, const Acc<T> *bias,
     for (i64 i = 0; i < n; ++i) put(y + i, A(exact(x + i) * get(w + i / a.inner) + get(b + i / a.inner)));
   } else if (a.inner == 1) {
     map(y, n, a.stream, [=](auto tag, i64 i) {
-      auto d = tag.at(x + i);
-      if constexpr (center) d = (d - m.mean) - m.residue;
-      return d * m.rstd * tag.at(w + i) + tag.at(b + i);
+      if constexpr (center) return m(tag.at(x + i)) * tag.at(w + i) + tag.at(b + i);
+      else return tag.at(x + i) * m.rstd * tag.at(w + i) + tag.at(b + i);
     });
   } else {
     for (i64 k = 0; k < a.channels; ++k) {
-      const A scale = m.rstd * get(w + k), shift = get(b + k);
+      const A scale = m.scale(get(w + k)), shift = m.shift(get(w + k), get(b + k));
       const T *xk = x + k * a.inner;
       map(y + k * a.inner, a.inner, a.stream, [=](auto tag, i64 i) {
-        auto d = tag.at(xk + i);
-        if constexpr (center) d = (d - m.mean) - m.residue;
-        return d * scale + shift;
+        if constexpr (center) return (tag.at(xk + i) - m.mean) * scale + shift;
+        else return tag.at(xk + i) * scale + shift;
       });
     }
   }
@@ -94,29 +92,24 @@ template <class T, bool center> inline void forward_four(const Args &a, const Ac
   }
   sums(vs, s), sums(vq, q);
   double mean[4], var[4], rstd[4];
-  bool plain = true;
-  for (int r = 0; r < 4; ++r) plain &= !center || near(count, s[r], q[r]);
+  bool plain[4];
+  for (int r = 0; r < 4; ++r) plain[r] = !center || near(count, s[r], q[r]);
   for (int r = 0; r < 4; ++r) {
     mean[r] = center ? s[r] * share : 0;
     const double v = (center ? q[r] - s[r] * mean[r] : q[r]) * share;
     var[r] = v < 0 ? 0 : v;
   }
   for (int r = 0; r < 4; ++r) rstd[r] = 1 / sqrt(var[r] + a.eps);
-  for (int r = 0; r < 4; ++r) plain &= Range<A>::holds(var[r], a.eps);
-  if (!plain) {
-    for (int r = 0; r < 4; ++r) forward_row<T, center>(a, w, b, row + r);
-    return;
-  }
-  V m[4], residue[4], scale[4];
+  for (int r = 0; r < 4; ++r) plain[r] &= Range<A>::holds(var[r], a.eps);
+  V m[4], drift[4], scale[4];
   for (int r = 0; r < 4; ++r) {
     const A rounded = A(pivot[r] + mean[r]), rest = A((double(pivot[r]) - double(rounded)) + mean[r]);
-    m[r] = splat(rounded), residue[r] = splat(rest), scale[r] = splat(A(rstd[r]));
-    save(a, row + r, Moments<A>{rounded, rest, A(var[r]), A(rstd[r]), false});
+    m[r] = splat(rounded), drift[r] = splat(A(-double(rest) * rstd[r])), scale[r] = splat(A(rstd[r]));
+    save(a, row + r, Moments<A>{rounded, rest, A(var[r]), A(rstd[r]), 0, 0, false});
   }
   const auto at = [&](int r, i64 i, V wi, V bi) {
-    V d = load(x[r] + i);
-    if constexpr (center) d = (d - m[r]) - residue[r];
-    return d * scale[r] * wi + bi;
+    if constexpr (center) return ((load(x[r] + i) - m[r]) * scale[r] + drift[r]) * wi + bi;
+    else return load(x[r] + i) * scale[r] * wi + bi;
   };
   const auto rows = [&](i64 i, auto streamed) {
     const V w1 = load(w + i), b1 = load(b + i), w2 = load(w + i + W), b2 = load(b + i + W);
@@ -130,6 +123,11 @@ template <class T, bool center> inline void forward_four(const Args &a, const Ac
     const i64 k = least(i, n - W);
     for (int r = 0; r < 4; ++r) store(y[r] + k, at(r, k, load(w + k), load(b + k)));
   }
+  if (plain[0] & plain[1] & plain[2] & plain[3]) return;
+  // Rows far from their pivot, or out of range, once more by themselves: what the others get does not depend on them.
+  if (a.stream) fence();
+  for (int r = 0; r < 4; ++r)
+    if (!plain[r]) forward_row<T, center>(a, w, b, row + r);
 }
 
 template <class T, bool center>
@@ -163,9 +161,8 @@ inline void project(const T *x, const T *dy, const Acc<T> *w, i64 n, const Momen
   using V = Vec<A>;
   constexpr int W = kLanes<A>;
   const auto both = [&](auto tag, i64 i, auto &u, auto &v) {
-    auto d = tag.at(x + i);
-    if constexpr (center) d = (d - m.mean) - m.residue;
-    v = d * m.rstd;
+    if constexpr (center) v = m(tag.at(x + i));
+    else v = tag.at(x + i) * m.rstd;
     u = tag.at(dy + i);
     if constexpr (weighted) u *= tag.at(w + i);
   };
@@ -222,8 +219,8 @@ inline void backward_rows(const Args &a, const Acc<T> *w, i64 row, i64 n, Acc<T>
     auto sb = tag.at(db + i), sw = tag.at(dw + i);
     for (int r = 0; r < rows; ++r) {
       auto v = tag.at(x[r] + i);
-      if constexpr (center) v = (v - m[r].mean) - m[r].residue;
-      v = v * m[r].rstd;
+      if constexpr (center) v = m[r](v);
+      else v = v * m[r].rstd;
       const auto g = tag.at(dy[r] + i);
       sb += g, sw += g * v;
       if (!a.y) continue;
@@ -326,8 +323,9 @@ template <class T, bool center> bool rows_backward_runs(const Args &a) {
         const A wk = get(w + k);
         map((T *)a.y + row * n + k * a.inner, a.inner, a.stream, [=](auto tag, i64 i) {
           auto v = tag.at(xk + i);
-          if constexpr (center) v = (v - m.mean) - m.residue;
-          auto d = tag.at(dyk + i) * wk - v * m.rstd * mean_gx;
+          if constexpr (center) v = m(v);
+          else v = v * m.rstd;
+          auto d = tag.at(dyk + i) * wk - v * mean_gx;
           if constexpr (center) d -= mean_g;
           return d * m.rstd;
         });
