@@ -50,7 +50,7 @@ def rounded(values: Array, dtype: str) -> Array:
 
 
 def operands(case: Case, x: Input | Array, dtype: str, *, params: str | None = None) -> dict[str, Array]:
-    """The arrays of a case, with ``dy``, and ``mask`` where there is one; ``params`` is the parameters' dtype if not x's.
+    """The arrays of a case, with ``dy``, and ``mask`` where there is one; ``params``: the parameters' dtype if not x's.
 
     Statistics that are given are those of x itself, in float32 for narrower x.
     """

@@ -189,9 +189,9 @@ def sweep(name: str, dtypes: Iterable[str] = ("float32",), *, quick: bool = Fals
                 for x in _chosen(quick):
                     yield from _at(library, case, x, dtype)
             if not quick:
-                for label, case, x in inputs.real_cases(library.channel_axis):
-                    yield from forward(library, case, x, dtype, label)
-                    yield from gradient(library, case, x, dtype, label)
+                for label, case, values in inputs.real_cases(library.channel_axis):
+                    yield from forward(library, case, values, dtype, label)
+                    yield from gradient(library, case, values, dtype, label)
 
 
 def worst(measurements: Iterable[Measurement]) -> list[Measurement]:
@@ -257,11 +257,13 @@ def _rows(
         place = (library.name, case.layer, dtype, quantity, input_name, case.layout)
         return Measurement(*place, native, error, native_error, distance, limit, reason)
 
+    if figures is None:
+        return [row("", np.nan, np.nan, "not asked for")]
     rows = []
-    for module in natives.of(library.name) if figures else ():
+    for module in natives.of(library.name):
         try:
             with natives.quiet():
                 rows.append(row(module.NAME, *figures(module)))
         except natives.Unsupported as unsupported:
             rows.append(row(module.NAME, np.nan, np.nan, str(unsupported)))
-    return rows or [row("", np.nan, np.nan, "the library has no layers of its own" if figures else "not asked for")]
+    return rows or [row("", np.nan, np.nan, "the library has no layers of its own")]

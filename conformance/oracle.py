@@ -22,7 +22,7 @@ class Statistics(NamedTuple):
 
     mean: Array
     var: Array
-    count: Array
+    count: Array  # type: ignore[assignment]  # in place of tuple.count
 
 
 class Sets(NamedTuple):

@@ -1,10 +1,13 @@
-"""The pytest plugin through which ``pytest --pyargs normkit.conformance`` knows the suite's options."""
+"""The pytest plugin through which ``pytest --pyargs normkit.conformance`` (or ``normkit.bench``) knows its options."""
 
 from importlib import import_module
 
+SUITES = ("normkit.conformance", "normkit.bench")
+
 
 def pytest_load_initial_conftests(early_config, args):
-    """Load the suite's conftest before options are parsed, which pytest does for a path but not for ``--pyargs``."""
-    if any(argument.startswith("normkit.conformance") for argument in args):
-        conftest = import_module("normkit.conformance.conftest")
-        early_config.pluginmanager.register(conftest, name=conftest.__file__)
+    """Load a suite's conftest before options are parsed, which pytest does for a path but not for ``--pyargs``."""
+    for suite in SUITES:
+        if any(argument.startswith(suite) for argument in args):
+            conftest = import_module(f"{suite}.conftest")
+            early_config.pluginmanager.register(conftest, name=conftest.__file__)

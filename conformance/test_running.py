@@ -70,7 +70,7 @@ def test_an_empty_batch_changes_nothing(library):
 
 
 def _native_error(library, module, **options):
-    """The worse error of a native layer's mean and variance against the definition, in the convention of ``options``."""
+    """The worse error of a native layer's mean and variance against the definition in the convention of ``options``."""
     values, steps, axis = _steps(library, inputs.BY_NAME["normal"], "float32")
     momentum = options.pop("literal", measure.MOMENTUM)
     pair = module.running_statistics(steps, "float32", axis=axis, momentum=momentum)

@@ -6,6 +6,13 @@ from typing import Any
 
 from .backends import NAMES, Backend, UnknownBackendError, backend_for_type
 
+#: NumPy's subclasses that mean something else by the same operations, and what to do with them.
+MISLEADING = {
+    "numpy.ma.MaskedArray": "pass its data, and to batch_norm_train its valid elements as mask",
+    "numpy.ma.core.MaskedArray": "pass its data, and to batch_norm_train its valid elements as mask",
+    "numpy.matrix": "numpy.asarray makes it one",
+}
+
 _by_type: dict[type, Backend] = {}
 
 
@@ -17,6 +24,10 @@ def backend_of(name: str, x: Any) -> Backend:
 
 def _find(name: str, x: Any) -> Backend:
     found = backend_for_type(type(x))
+    for parent in type(x).__mro__:
+        instead = MISLEADING.get(f"{parent.__module__}.{parent.__qualname__}")
+        if instead is not None:
+            raise TypeError(f"{name} must be a plain array; received {describe(x)}: {instead}.")
     if found is None:
         raise TypeError(
             f"{name} must be an array of a supported library ({', '.join(NAMES)}, or any with __array_namespace__); "

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
+from collections.abc import Collection, Mapping
+from types import ModuleType
 from typing import Any
 
+from . import backends
 from ._dispatch import backend_of, describe
 from .backends import Backend
-from .backends.protocol import FLOATING
+from .backends.protocol import FLOATING, ArrayBackend
 from .core.plan import Plan, Shape, Size
+
+_DTYPES = ", ".join(sorted(FLOATING))
 
 
 def array(name: str, x: Any) -> Backend:
     """The backend of ``x``, a floating-point array with at least one axis."""
     backend = backend_of(name, x)
-    if backend.dtype(x) not in FLOATING:
-        raise TypeError(f"{name} must be a real floating-point array; received dtype {backend.dtype(x)}.")
+    _floating(backend, name, x)
     if not backend.shape(x):
         raise ValueError(f"{name} must have at least one axis; received an array of shape ().")
     return backend
 
 
-def companion(backend: Backend, x: Any, name: str, a: Any, shape: Shape) -> None:
-    """``a`` is of x's library and device, floating, and of this shape."""
-    _same_place(backend, x, name, a)
-    if backend.dtype(a) not in FLOATING:
-        raise TypeError(f"{name} must be a real floating-point array; received dtype {backend.dtype(a)}.")
+def companion(backend: Backend, x: Any, name: str, a: Any, shape: Shape, of: str = "x") -> None:
+    """``a`` is of x's library and device, floating, and of this shape; ``of`` is what the user knows x as."""
+    _same_place(backend, x, name, a, of)
+    _floating(backend, name, a)
     if backend.shape(a) != shape and tuple(backend.shape(a)) != shape:
         raise ValueError(f"{name} must have shape {shape}; received shape {tuple(backend.shape(a))}.")
 
@@ -44,13 +48,20 @@ def mask(backend: Backend, x: Any, a: Any) -> None:
         raise ValueError(f"mask must broadcast to x of shape {target}; received shape {shape}.")
 
 
-def _same_place(backend: Backend, x: Any, name: str, a: Any) -> None:
+def _floating(backend: Backend, name: str, a: Any) -> None:
+    if backend.dtype(a) not in FLOATING:
+        raise TypeError(
+            f"{name} must be of a real floating-point dtype ({_DTYPES}); received {backend.dtype(a)}: convert it first."
+        )
+
+
+def _same_place(backend: Backend, x: Any, name: str, a: Any, of: str = "x") -> None:
     other = backend_of(name, a)
     if other is not backend:
-        raise TypeError(f"{name} must be of the same library as x ({backend.name}); received {describe(a)}.")
+        raise TypeError(f"{name} must be of the same library as {of} ({backend.name}); received {describe(a)}.")
     ours, theirs = backend.device(x), backend.device(a)
     if ours != theirs:
-        raise ValueError(f"{name} must be on the same device as x ({ours}); received one on {theirs}.")
+        raise ValueError(f"{name} must be on the same device as {of} ({ours}); received one on {theirs}.")
 
 
 def one_axis(name: str, axis: Any, shape: Shape) -> int:
@@ -96,7 +107,9 @@ def several_axes(axis: Any, shape: Shape) -> tuple[int, ...]:
 
 def number(name: str, value: Any) -> float:
     """A real number that is not an array: it shapes the computation rather than taking part in it."""
-    if isinstance(value, bool) or (hasattr(value, "shape") and value.shape != ()):
+    if type(value) is float:
+        return value
+    if isinstance(value, bool) or getattr(value, "shape", ()) != ():
         raise TypeError(f"{name} must be a number; received {describe(value)}.")
     try:
         return float(value)
@@ -118,6 +131,18 @@ def fraction(name: str, value: Any) -> float:
     if not 0 <= result <= 1:
         raise ValueError(f"{name} must be in [0, 1]; received {value}.")
     return result
+
+
+def momentum(value: Any, update_rate: Any, default: float) -> float | None:
+    """The weight of the old statistics, whichever of old and new was given one; None for equal weights."""
+    if update_rate is None:
+        return None if value is None else fraction("momentum", value)
+    if value is not default:
+        raise ValueError(
+            f"momentum (the weight of the old statistics) and update_rate (that of the new) exclude each other; "
+            f"received momentum={value} and update_rate={update_rate}."
+        )
+    return 1 - fraction("update_rate", update_rate)
 
 
 def positive_int(name: str, value: Any) -> int:
@@ -162,7 +187,100 @@ def variance(backend: Backend, name: str, var: Any) -> None:
         raise ValueError(f"{name} must not be negative; received a smallest value of {float(values.min())}.")
 
 
+def no_negative(xp: Any, name: str, var: Any) -> None:
+    """No negative value in an array of one axis, wherever it is."""
+    smallest = -float(xp.max(-var, axis=0))
+    if smallest < 0:
+        raise ValueError(f"{name} must not be negative; received a smallest value of {smallest}.")
+
+
 def enough_values(count: Any, unbiased: bool) -> None:
     """The unbiased variance of one value does not exist."""
     if unbiased and isinstance(count, int) and count == 1:
         raise ValueError("unbiased=True needs more than one value per channel; received a count of 1.")
+
+
+def dtype(value: Any) -> str:
+    """The name of a floating-point dtype, given as a name or as a library's own object."""
+    name = getattr(value, "name", None) or getattr(value, "__name__", None) or str(value).rpartition(".")[2]
+    if name not in FLOATING:
+        raise ValueError(f"dtype must be one of {_DTYPES}; received {value!r}.")
+    return name
+
+
+def library(value: Any) -> tuple[str, Backend]:
+    """The name and the backend of the library that a layer's parameters live in."""
+    if isinstance(value, ModuleType):
+        known = value.__name__ in (entry.name for entry in backends.entries())
+        return value.__name__, backends.get(value.__name__) if known else ArrayBackend(value)
+    if not isinstance(value, str):
+        raise TypeError(f"backend must be a library's name or its array namespace; received {describe(value)}.")
+    return value, backends.get(value)
+
+
+def lengths(name: str, value: Any) -> tuple[int, ...]:
+    """One length or several, none of them zero."""
+    given = value if isinstance(value, (tuple, list)) else (value,)
+    if not given:
+        raise ValueError(f"{name} must hold at least one length; received {value!r}.")
+    return tuple(positive_int(name, n) for n in given)
+
+
+def layer_axes(axis: Any, count: int, trailing: bool) -> tuple[int, ...]:
+    """As many axes as a layer has lengths; whether x has them shows when x is there."""
+    if axis is None and trailing:
+        return tuple(range(-count, 0))
+    axes = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
+    for a in axes:
+        if isinstance(a, bool) or not hasattr(a, "__index__"):
+            raise TypeError(f"axis must be an integer or a tuple of them; received {describe(a)}.")
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"axis must not name an axis twice; received {axis}.")
+    if len(axes) != count:
+        raise ValueError(f"axis must name one axis for each of the layer's {count} lengths; received {axis}.")
+    return tuple(operator.index(a) for a in axes)
+
+
+def fits(layer: str, x: Any, axes: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """``x`` has the lengths along its axes that the layer was made for."""
+    shape = tuple(array("x", x).shape(x))
+    if _lengths_along(axes, shape) != expected:
+        along = f"length {expected[0]} along axis {axes[0]}" if len(axes) == 1 else f"lengths {expected} along {axes}"
+        raise ValueError(f"{layer} needs x of {along}; received x of shape {shape}.")
+
+
+@functools.lru_cache(maxsize=4096)
+def _lengths_along(axes: tuple[int, ...], shape: Shape) -> Shape:
+    return tuple(shape[a] for a in several_axes(axes if len(axes) > 1 else axes[0], shape))
+
+
+def choice(name: str, value: Any, choices: Collection[str]) -> str:
+    """One of a few words."""
+    if value not in choices:
+        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}; received {value!r}.")
+    return value
+
+
+def keys(layer: str, state: Any, expected: Collection[str]) -> None:
+    """A mapping with exactly these keys."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"The state of {layer} must be a mapping of names to arrays; received {describe(state)}.")
+    missing = [name for name in expected if name not in state]
+    unknown = [str(name) for name in state if name not in expected]
+    if missing or unknown:
+        wrong = [f"{', '.join(missing)} missing"] * bool(missing) + [f"{', '.join(unknown)} unknown"] * bool(unknown)
+        raise ValueError(
+            f"The state of {layer} must have exactly the keys {', '.join(expected) or '(none)'}; "
+            f"received one with {' and '.join(wrong)}."
+        )
+
+
+def count(name: str, value: Any) -> int:
+    """An integer, zero or more, perhaps in an array of shape ()."""
+    try:
+        result = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer >= 0; received {describe(value)}.") from None
+    if result < 0:
+        raise ValueError(f"{name} must be an integer >= 0; received {result}.")
+    return result

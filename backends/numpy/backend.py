@@ -8,16 +8,23 @@ import numpy as np
 
 from normkit.backends import kernels
 from normkit.backends.protocol import Array, ArrayBackend
-from normkit.core.moments import Habits, rescue_if_needed
+from normkit.core.moments import Habits, Plain, Rescued
 from normkit.core.normalize import BatchStats, Gradients, Operands
 from normkit.core.plan import Plan
+
+
+def rescue_quietly(plain: Plain, rescued: Rescued) -> tuple[Array, ...]:
+    """Squares that overflow are formed anew, so that NumPy need not warn of them."""
+    with np.errstate(over="ignore"):
+        right, result = plain()
+    return result if right else rescued()
 
 
 class NumpyBackend(ArrayBackend):
     """Sums are wide: NumPy adds float32 pairwise along memory only, and one by one across it."""
 
     name = "numpy"
-    habits = Habits(wide=True, rescue=rescue_if_needed)
+    habits = Habits(wide=True, rescue=rescue_quietly)
 
     def __init__(self) -> None:
         super().__init__(np)

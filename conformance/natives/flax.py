@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -29,10 +31,8 @@ def rms_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-6, weight_offset=0.0)
     only(weight_offset == 0, "flax.nnx.RMSNorm has no weight_offset")
     axes = axes_of(axis, x.ndim)
     only(len(axes) == 1 or weight is None, "flax.nnx.RMSNorm makes parameters of one axis only")
-    layer = nnx.RMSNorm(
-        x.shape[axes[-1]], use_scale=weight is not None, reduction_axes=axes, feature_axes=axes, **_options(x, eps)
-    )
-    return _filled(layer, weight, None)(x)
+    options = {"use_scale": weight is not None, "reduction_axes": axes, "feature_axes": axes}
+    return _filled(_built(nnx.RMSNorm, x, axes[-1], eps, **options), weight, None)(x)
 
 
 def group_norm(x, num_groups, weight=None, bias=None, *, axis=1, eps=1e-5) -> Array:
@@ -71,17 +71,24 @@ def running_statistics(steps, dtype, *, axis=-1, momentum: float | None = 0.9) -
 
 def _batch_norm(x, weight, bias, axis, eps, **options):
     affine = {"use_scale": weight is not None, "use_bias": bias is not None}
-    layer = nnx.BatchNorm(x.shape[axis], axis=axis, **affine, **_options(x, eps), **options)
-    return _filled(layer, weight, bias)
+    return _filled(_built(nnx.BatchNorm, x, axis, eps, axis=axis, **affine, **options), weight, bias)
 
 
 def _called(kind, x, weight, bias, axis, eps, **options):
     affine = {"use_scale": weight is not None, "use_bias": bias is not None}
-    return _filled(kind(x.shape[axis], **affine, **_options(x, eps), **options), weight, bias)(x)
+    return _filled(_built(kind, x, axis, eps, **affine, **options), weight, bias)(x)
 
 
-def _options(x, eps):
-    return {"epsilon": eps, "dtype": x.dtype, "param_dtype": x.dtype, "rngs": nnx.Rngs(0)}
+def _built(kind, x, feature, eps, **options):
+    """A layer with a state of its own, from a definition that is made once, as a program would."""
+    made = _defined(kind, x.shape[feature], epsilon=eps, dtype=x.dtype, param_dtype=x.dtype, **options)
+    return nnx.merge(*made, copy=True)
+
+
+@functools.lru_cache(maxsize=256)
+def _defined(kind, size, **options):
+    with jax.ensure_compile_time_eval():  # under jit too, the first state is made of values
+        return nnx.split(kind(size, rngs=nnx.Rngs(0), **options))
 
 
 def _filled(layer, weight, bias):

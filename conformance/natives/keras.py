@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import keras
@@ -62,7 +63,8 @@ def batch_norm_train(x, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None) 
 def running_statistics(steps, dtype, *, axis=-1, momentum: float | None = 0.9) -> tuple[Array, Array]:
     """Moving mean and variance of a BatchNormalization after the batches in ``steps``."""
     only(momentum is not None, "Keras has no cumulative average")
-    layer = _built(keras.layers.BatchNormalization, steps[0], axis=axis, momentum=momentum)
+    x = steps[0]
+    layer = _new(keras.layers.BatchNormalization, x.dtype.name, tuple(x.shape), axis=axis, momentum=momentum)
     for x in steps:
         layer(x, training=True)
     return layer.moving_mean.value, layer.moving_variance.value
@@ -81,9 +83,16 @@ def _called(kind, x, weight, bias, **options):
 
 
 def _built(kind, x, **options):
-    only(
-        keras.backend.backend() == "tensorflow", f"Keras runs on {keras.backend.backend()} here; TensorFlow is measured"
-    )
-    layer = kind(dtype=x.dtype.name, **options)
-    layer.build(tuple(x.shape))
+    """Made once, as a program would: parameters and statistics are given in each call."""
+    return _remembered(kind, x.dtype.name, tuple(x.shape), **options)
+
+
+def _new(kind, dtype, shape, **options):
+    backend = keras.backend.backend()
+    only(backend == "tensorflow", f"Keras runs on {backend} here; TensorFlow is measured")
+    layer = kind(dtype=dtype, **options)
+    layer.build(shape)
     return layer
+
+
+_remembered = functools.lru_cache(maxsize=256)(_new)

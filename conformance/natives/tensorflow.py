@@ -49,7 +49,8 @@ def batch_norm_train(x, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None) 
 
 def running_statistics(steps, dtype, *, axis=-1, momentum: float | None = 0.9) -> tuple[Array, Array]:
     """Running mean and variance, merged from what the fused batch norm returns."""
-    only(momentum is not None, "tf.nn has no cumulative average")
+    if momentum is None:
+        raise Unsupported("tf.nn has no cumulative average")
     mean, var = tf.zeros(steps[0].shape[-1], dtype), tf.ones(steps[0].shape[-1], dtype)
     for x in steps:
         _, batch_mean, batch_var = _fused(x, None, None, axis, 1e-3)

@@ -10,14 +10,20 @@ from .plan import Plan
 Array = Any
 
 
-def rescue_always(needed: Callable[[], Array], rescued: Callable[[], Any], plain: Callable[[], Any]) -> Any:
+#: Results of one way, or of the other; the first also says whether they are right.
+Plain = Callable[[], tuple[Array, tuple[Array, ...]]]
+Rescued = Callable[[], tuple[Array, ...]]
+
+
+def rescue_always(plain: Plain, rescued: Rescued) -> tuple[Array, ...]:
     """For arrays whose values cannot be looked at for free: the rescued result is right for every input."""
     return rescued()
 
 
-def rescue_if_needed(needed: Callable[[], Array], rescued: Callable[[], Any], plain: Callable[[], Any]) -> Any:
+def rescue_if_needed(plain: Plain, rescued: Rescued) -> tuple[Array, ...]:
     """For arrays with values at hand: the cheaper way wherever it is right."""
-    return rescued() if bool(needed()) else plain()
+    right, result = plain()
+    return result if bool(right) else rescued()
 
 
 class Habits(NamedTuple):
@@ -26,7 +32,7 @@ class Habits(NamedTuple):
     #: Sum float32 in float64: for a library that adds up one element after the other.
     wide: bool = False
     #: How to choose between squares of ``d`` and squares of ``d`` times a power of two.
-    rescue: Callable[[Callable[[], Array], Callable[[], Any], Callable[[], Any]], Any] = rescue_always
+    rescue: Callable[[Plain, Rescued], tuple[Array, ...]] = rescue_always
 
 
 class Moments(NamedTuple):
@@ -47,7 +53,7 @@ class _Range(NamedTuple):
 
     ``largest`` and ``smallest`` bound the mean square; ``large`` and ``small`` bound |d|, which ``down`` and ``up``
     multiply. A set whose spread is below ``noise`` times its mean is constant: a last bit that differs in one of 2**28
-    elements is more. A variance or reciprocal root beyond ``most`` is given as ``most``, a quarter of the dtype's range:
+    elements is more, unless the mean is below ``faint`` and its square is lost. A variance or reciprocal root beyond ``most`` is given as ``most``, a quarter of the dtype's range:
     n / (n - 1) times it is finite.
     """
 
@@ -58,6 +64,7 @@ class _Range(NamedTuple):
     small: float
     up: float
     noise: float
+    faint: float
     most: float
 
     def needs_up(self, eps: float) -> bool:
@@ -65,8 +72,8 @@ class _Range(NamedTuple):
         return eps < self.smallest * 2.0**24
 
 
-_FLOAT32 = _Range(2.0**110, 2.0**-90, 2.0**40, 2.0**-80, 2.0**-30, 2.0**70, 2.0**-38, 2.0**126)
-_FLOAT64 = _Range(2.0**950, 2.0**-850, 2.0**400, 2.0**-600, 2.0**-300, 2.0**500, 2.0**-90, 2.0**1022)
+_FLOAT32 = _Range(2.0**110, 2.0**-90, 2.0**40, 2.0**-80, 2.0**-30, 2.0**70, 2.0**-38, 2.0**-24, 2.0**126)
+_FLOAT64 = _Range(2.0**950, 2.0**-850, 2.0**400, 2.0**-600, 2.0**-300, 2.0**500, 2.0**-90, 2.0**-430, 2.0**1022)
 
 
 def accumulation_dtype(xp, dtype):
@@ -102,7 +109,8 @@ def moments(
         return total(xp, values, plan.axes, wide=habits.wide) / divisor
 
     if mask is not None:
-        count = total(xp, xp.astype(mask, x.dtype), plan.axes, wide=habits.wide)
+        valid = xp.where(mask, xp.ones_like(x), xp.zeros_like(x))
+        count = total(xp, valid, plan.axes, wide=habits.wide)
         x = _masked(xp, mask, x)
     divisor = at_least_one(xp, count)
     limits = _FLOAT64 if x.dtype == xp.float64 else _FLOAT32
@@ -113,30 +121,28 @@ def moments(
         shifted = _masked(xp, mask, x - mean)
         residue = average(shifted)
         d = _masked(xp, mask, shifted - residue)
-    square = average(d * d)
 
-    def out_of_range():
-        bad = ~(square <= limits.largest)
+    def plain():
+        square = average(d * d)
+        right = square <= limits.largest
         if limits.needs_up(plan.eps):
-            bad = bad | (square < limits.smallest)
-        return xp.any(bad)
+            right = right & (square >= limits.smallest)
+        return xp.all(right), (xp.sqrt(square), 1 / _root(xp, square + plan.eps, plan.eps), square)
 
-    def in_range():
+    def rescued():
         scale, eps = _scale(xp, xp.max(xp.abs(d), axis=plan.axes, keepdims=True), limits, plan.eps)
         scaled = d * scale
-        power = average(scaled * scaled)
-        root = _root(xp, power + eps, plan.eps)
+        square = average(scaled * scaled)
+        root = _root(xp, square + eps, plan.eps)
         down = xp.minimum(scale, xp.ones_like(scale))
-        var = xp.minimum(power, limits.most * down * down) / scale / scale
-        return xp.sqrt(power) / scale, xp.minimum(scale / root, xp.full_like(root, limits.most)), var
+        var = xp.minimum(square, limits.most * down * down) / scale / scale
+        return xp.sqrt(square) / scale, xp.minimum(scale / root, xp.full_like(root, limits.most)), var
 
-    def as_it_is():
-        return xp.sqrt(square), 1 / _root(xp, square + plan.eps, plan.eps), square
-
-    spread, rstd, var = habits.rescue(out_of_range, in_range, as_it_is)
+    spread, rstd, var = habits.rescue(plain, rescued)
     factor = rstd
     if plan.center:
-        constant = spread < xp.abs(mean) * limits.noise
+        height = xp.abs(mean)
+        constant = (spread < height * limits.noise) & (height > limits.faint)
         factor = xp.where(constant, xp.zeros_like(rstd), rstd)
         residue = xp.where(constant, _any_of(xp, plan, mask, shifted), residue)
         var = xp.where(constant, xp.zeros_like(var), var)

@@ -57,14 +57,14 @@ def forward(
 
     ``count`` stands in for ``plan.count`` where a traced graph does not know it.
     """
-    x, mask = _viewed(xp, plan, operands.x), _mask_view(xp, plan, operands)
+    x, mask = _viewed(xp, plan, operands.x), operands.mask
     dtype = x.dtype
     if operands.mean is not None:
         used = _given_moments(xp, plan, operands, dtype)
         d, factor = x - used.mean, used.rstd
     else:
         count = plan.count if count is None else count
-        if count == 0 and isinstance(count, int):
+        if isinstance(count, int) and count == 0:
             used = _moments_of_nothing(xp, plan, x)
             d, factor = x, used.rstd
         else:
@@ -100,7 +100,7 @@ def vjp(
 
         dx = rstd * g,  dmean = -sum(rstd * g),  dvar = -1/2 * sum(g * x̂) * rstd**2
     """
-    x, mask = _viewed(xp, plan, operands.x), _mask_view(xp, plan, operands)
+    x, mask = _viewed(xp, plan, operands.x), operands.mask
     dtype = x.dtype
     dy = _viewed(xp, plan, dy, dtype)
     if mask is not None:
@@ -168,12 +168,6 @@ def _viewed(xp, plan: Plan, x: Array, dtype=None) -> Array:
 def _unviewed(xp, plan: Plan, y: Array, x: Array) -> Array:
     y = xp.astype(y, x.dtype, copy=False)
     return y if plan.view == plan.shape else xp.reshape(y, x.shape)
-
-
-def _mask_view(xp, plan: Plan, operands: Operands) -> Array | None:
-    if operands.mask is None:
-        return None
-    return xp.broadcast_to(operands.mask, plan.view)
 
 
 def _param_view(xp, plan: Plan, param: Array, dtype) -> Array:

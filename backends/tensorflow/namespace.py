@@ -1,0 +1,48 @@
+"""The array API functions that the core uses, spelled in TensorFlow; array-api-compat has none."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+float32 = tf.float32
+float64 = tf.float64
+int32 = tf.int32
+
+abs = tf.abs
+all = tf.reduce_all
+any = tf.reduce_any
+maximum = tf.maximum
+minimum = tf.minimum
+ones_like = tf.ones_like
+sqrt = tf.sqrt
+where = tf.where
+zeros_like = tf.zeros_like
+
+
+def astype(x, dtype, *, copy=True):
+    return x if x.dtype == dtype else tf.cast(x, dtype)
+
+
+def full_like(x, value):
+    return tf.fill(tf.shape(x), tf.constant(value, x.dtype))
+
+
+def max(x, *, axis, keepdims=False):
+    return tf.reduce_max(x, axis, keepdims)
+
+
+def sum(x, *, axis, dtype=None, keepdims=False):
+    return tf.reduce_sum(x if dtype is None else astype(x, dtype), axis, keepdims)
+
+
+def lengths(x, shape):
+    """The axis lengths of a view of x. Lengths that the graph does not know are those of x, in their order."""
+    if None not in shape:
+        return shape
+    given = tf.shape(x)
+    unknown = iter([given[a] for a, n in enumerate(x.shape) if n is None])
+    return [next(unknown) if n is None else n for n in shape]
+
+
+def reshape(x, shape):
+    return tf.reshape(x, lengths(x, list(shape)))

@@ -1,0 +1,133 @@
+"""The commands `normkit check`, `normkit info` and `normkit bench`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+import normkit
+from normkit import _check, _table
+from normkit.conformance.libraries import Missing
+
+_backends = click.option("--backend", "names", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
+_color = click.option(
+    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True, help="Colours."
+)
+_json = click.option("--json", "path", metavar="FILE", help="Write every figure to FILE.")
+
+
+def run(args: list[str] | None = None) -> int:
+    """Run the command line and return its exit status; what is wrong with it is said in one sentence."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without ⁻ or ✓ shows a question mark
+    try:
+        return main(args, prog_name="normkit", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context else "normkit"
+        print(f"{where}: {' '.join(error.format_message().split())}", file=sys.stderr)
+        return error.exit_code
+    except click.Abort:
+        print("normkit: interrupted", file=sys.stderr)
+        return 130
+
+
+@click.group()
+@click.version_option(normkit.__version__, message="normkit %(version)s")
+def main() -> None:
+    """One normalization library for every array."""
+    # Frameworks read these when they are imported. The native layers of TensorFlow are Keras's, on TensorFlow.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+
+
+@main.command()
+@_backends
+@click.option("--quick", is_flag=True, help="float32 and fewer inputs: seconds.")
+@_json
+@_color
+def check(names: tuple[str, ...], quick: bool, path: str | None, color: str) -> int:
+    """Hold normkit, and each library's own layers, to float64.
+
+    Every layer runs on photographs, digits, tabular columns and ladders of offsets and scales: forward, gradients, running
+    statistics. Exit status: 0 within tolerance, 1 out of it, 2 for a wrong call.
+    """
+    with _written(path) as write, _refusals(), _progress() as step:
+        report = _check.run(names, quick=quick, step=step)
+        write(report.json())
+    _table.show(_console(color), report)
+    return 0 if report.passed else 1
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """A library that is unknown or missing is a wrong call."""
+    try:
+        yield
+    except (Missing, ValueError) as error:
+        raise click.UsageError(str(error)) from None
+
+
+@contextlib.contextmanager
+def _written(path: str | None) -> Iterator[Callable[[Any], None]]:
+    """A function that writes JSON to ``path``: all of it or nothing, and known to be possible before work begins."""
+    if path is None:
+        yield lambda value: None
+        return
+    target = Path(path).resolve()
+    try:
+        if target.exists() and not target.is_file():
+            raise click.UsageError(f"--json wants a file to write to; received {path!r}, which is none.")
+        file = tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, prefix=".normkit-", delete=False)
+    except OSError as error:
+        raise click.UsageError(f"--json cannot write {path!r}: {error.strerror}.") from None
+    try:
+        yield lambda value: _dump(value, file, target)
+    finally:
+        file.close()
+        Path(file.name).unlink(missing_ok=True)
+
+
+def _dump(value: Any, file: Any, target: Path) -> None:
+    json.dump(value, file, indent=1, allow_nan=False, ensure_ascii=False)
+    file.write("\n")
+    file.close()
+    Path(file.name).chmod(0o666 & ~_umask())
+    os.replace(file.name, target)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _console(color: str) -> Console:
+    """Standard output: colours on a terminal or where FORCE_COLOR asks for them; the option overrides all."""
+    if color == "always":
+        return Console(force_terminal=True, color_system="standard", no_color=False, highlight=False)
+    return Console(color_system=None if color == "never" else "auto", highlight=False)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """A bar on standard error, where that is a terminal."""
+    columns = BarColumn(24), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
+    console = Console(stderr=True, highlight=False)
+    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("", total=1.0)
+        yield lambda label, share: progress.update(task, completed=share, description=label)

@@ -1,0 +1,382 @@
+"""Layers with parameters and running statistics over the functions, for libraries without a module system."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import _validate as check
+from . import functional
+from ._dispatch import backend_of
+from ._layer import Array, Layer, Pullback, call, namespace
+from .core.plan import product
+from .stats import RunningStats
+
+
+class _Default(float):
+    """A default, told from the same number given by the user."""
+
+
+_MOMENTUM = _Default(0.9)
+
+
+class LayerNorm(Layer):
+    """Layer normalization: every position by its own mean and variance over the given axes.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, as :func:`normkit.layer_norm`, the same in training and
+    inference.
+
+    Parameters
+    ----------
+    normalized_shape : the length of the normalized axis, or the lengths of several in ascending axis order; also the
+        shape of weight and bias
+    axis : the normalized axis or axes; by default the last ones, as many as there are lengths
+    eps : a number >= 0, added to the variance
+    affine : with weight (ones at first) and bias (zeros)
+    bias : with bias, where affine
+    dtype : of the parameters: a name or the library's own object
+    device : where the parameters are, as the library says it; by default where it puts arrays
+    backend : the library of the parameters: a registered name, or any array namespace (a module)
+
+    Raises
+    ------
+    TypeError
+        An argument is of another type; called: x is no floating-point array, or of another library.
+    ValueError
+        An argument is out of range, the library is unknown; called: x has other lengths along its axes.
+    ImportError
+        The library is not installed.
+
+    Notes
+    -----
+    ================  ========================  ==========================  ====================  ====================
+    here              torch.nn.LayerNorm        keras LayerNormalization    flax.nnx.LayerNorm    ONNX
+    ================  ========================  ==========================  ====================  ====================
+    normalized_shape  normalized_shape          (from the input)            num_features          (from the input)
+    axis              the trailing ones         axis                        reduction_axes        axis (first of rest)
+    eps               eps = 1e-5                epsilon = 1e-3              epsilon = 1e-6        epsilon = 1e-5
+    affine, bias      elementwise_affine, bias  scale, center               use_scale, use_bias   (optional inputs)
+    weight            weight                    gamma                       scale                 Scale
+    bias              bias                      beta                        bias                  B
+    ================  ========================  ==========================  ====================  ====================
+    """
+
+    _trailing = True
+
+    def __init__(
+        self,
+        normalized_shape: int | tuple[int, ...],
+        *,
+        axis: int | tuple[int, ...] | None = None,
+        eps: float = 1e-5,
+        affine: bool = True,
+        bias: bool = True,
+        dtype: Any = "float32",
+        device: Any = None,
+        backend: Any = "numpy",
+    ) -> None:
+        self.normalized_shape = normalized_shape
+        lengths = check.lengths("normalized_shape", normalized_shape)
+        super().__init__(lengths, axis, eps, affine, bias, dtype, device, backend)
+
+    def _run(self, run, x):
+        return run(functional.layer_norm, x, self.weight, self.bias, axis=self._axes, eps=self.eps)
+
+
+class RMSNorm(Layer):
+    """Root mean square normalization: every position divided by its root mean square over the given axes.
+
+    ``y = x / sqrt(mean(x**2) + eps) * (weight_offset + weight) + bias``, as :func:`normkit.rms_norm`, the same in
+    training and inference.
+
+    Parameters
+    ----------
+    normalized_shape : the length of the normalized axis, or the lengths of several in ascending axis order; also the
+        shape of weight and bias
+    axis : the normalized axis or axes; by default the last ones, as many as there are lengths
+    eps : a number >= 0, added to the mean square
+    weight_offset : added to the weight; 1.0 for models whose weight is a deviation from one
+    affine : with weight (``1 - weight_offset`` at first)
+    bias : with bias (zeros), where affine
+    dtype, device, backend : as :class:`LayerNorm`
+
+    Raises
+    ------
+    TypeError, ValueError, ImportError
+        As :class:`LayerNorm`.
+
+    Notes
+    -----
+    ================  =======================  =========================  =====================  ====================
+    here              torch.nn.RMSNorm         keras RMSNormalization     flax.nnx.RMSNorm       ONNX
+    ================  =======================  =========================  =====================  ====================
+    normalized_shape  normalized_shape         (from the input)           num_features           (from the input)
+    axis              the trailing ones        axis                       reduction_axes         axis (first of rest)
+    eps               eps = None: that of      epsilon = 1e-6             epsilon = 1e-6         epsilon = 1e-5
+                      float32 for narrow x
+    affine            elementwise_affine       (always)                   use_scale              (always)
+    weight            weight                   scale                      scale                  scale
+    ================  =======================  =========================  =====================  ====================
+    """
+
+    _trailing = True
+
+    def __init__(
+        self,
+        normalized_shape: int | tuple[int, ...],
+        *,
+        axis: int | tuple[int, ...] | None = None,
+        eps: float = 1e-6,
+        weight_offset: float = 0.0,
+        affine: bool = True,
+        bias: bool = False,
+        dtype: Any = "float32",
+        device: Any = None,
+        backend: Any = "numpy",
+    ) -> None:
+        self.normalized_shape = normalized_shape
+        self.weight_offset = check.number("weight_offset", weight_offset)
+        lengths = check.lengths("normalized_shape", normalized_shape)
+        super().__init__(lengths, axis, eps, affine, bias, dtype, device, backend, weight=1 - self.weight_offset)
+
+    def _run(self, run, x):
+        options = {"axis": self._axes, "eps": self.eps, "weight_offset": self.weight_offset}
+        return run(functional.rms_norm, x, self.weight, self.bias, **options)
+
+
+class GroupNorm(Layer):
+    """Group normalization: every sample by its own mean and variance over groups of neighbouring channels.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, as :func:`normkit.group_norm`, the same in training and
+    inference.
+
+    Parameters
+    ----------
+    num_groups : how many groups; divides num_channels
+    num_channels : the length of x's channel axis, and of weight and bias
+    axis : the channel axis
+    eps : a number >= 0, added to the variance
+    affine, bias, dtype, device, backend : as :class:`LayerNorm`
+
+    Raises
+    ------
+    TypeError, ValueError, ImportError
+        As :class:`LayerNorm`; also where num_groups does not divide num_channels.
+
+    Notes
+    -----
+    ============  ==================  =========================  ======================  ======================
+    here          torch.nn.GroupNorm  keras GroupNormalization   flax.nnx.GroupNorm      ONNX (version 21)
+    ============  ==================  =========================  ======================  ======================
+    num_groups    num_groups          groups = 32, -1: instance  num_groups = 32         num_groups
+    num_channels  num_channels        (from the input)           num_features            (from the input)
+    axis          1                   axis = -1                  -1                      1
+    eps           eps = 1e-5          epsilon = 1e-3             epsilon = 1e-6          epsilon = 1e-5
+    affine, bias  affine, bias        scale, center              use_scale, use_bias     (always)
+    weight        weight              gamma                      scale                   scale
+    bias          bias                beta                       bias                    bias
+    ============  ==================  =========================  ======================  ======================
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        *,
+        axis: int = 1,
+        eps: float = 1e-5,
+        affine: bool = True,
+        bias: bool = True,
+        dtype: Any = "float32",
+        device: Any = None,
+        backend: Any = "numpy",
+    ) -> None:
+        self.num_channels = check.positive_int("num_channels", num_channels)
+        self.num_groups = check.groups(num_groups, self.num_channels)
+        super().__init__((self.num_channels,), axis, eps, affine, bias, dtype, device, backend)
+
+    def _run(self, run, x):
+        options = {"axis": self._axes[0], "eps": self.eps}
+        return run(functional.group_norm, x, self.num_groups, self.weight, self.bias, **options)
+
+
+class InstanceNorm(Layer):
+    """Instance normalization: every channel of every sample by its own mean and variance.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, as :func:`normkit.instance_norm`, the same in training and
+    inference.
+
+    Parameters
+    ----------
+    num_features : the length of x's channel axis, and of weight and bias
+    axis : the channel axis
+    eps : a number >= 0, added to the variance
+    affine, bias, dtype, device, backend : as :class:`LayerNorm`
+
+    Raises
+    ------
+    TypeError, ValueError, ImportError
+        As :class:`LayerNorm`.
+
+    Notes
+    -----
+    ============  =======================  ============================  ======================  ====================
+    here          torch.nn.InstanceNorm2d  keras GroupNormalization(-1)  flax.nnx.InstanceNorm   ONNX
+    ============  =======================  ============================  ======================  ====================
+    num_features  num_features             (from the input)              num_features            (from the input)
+    axis          1                        axis = -1                     feature_axes = -1       1
+    eps           eps = 1e-5               epsilon = 1e-3                epsilon = 1e-6          epsilon = 1e-5
+    affine, bias  affine = False           scale, center                 use_scale, use_bias     (always)
+    weight        weight                   gamma                         scale                   scale
+    bias          bias                     beta                          bias                    B
+    ============  =======================  ============================  ======================  ====================
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        axis: int = 1,
+        eps: float = 1e-5,
+        affine: bool = True,
+        bias: bool = True,
+        dtype: Any = "float32",
+        device: Any = None,
+        backend: Any = "numpy",
+    ) -> None:
+        self.num_features = check.positive_int("num_features", num_features)
+        super().__init__((self.num_features,), axis, eps, affine, bias, dtype, device, backend)
+
+    def _run(self, run, x):
+        return run(functional.instance_norm, x, self.weight, self.bias, axis=self._axes[0], eps=self.eps)
+
+
+class BatchNorm(Layer):
+    """Batch normalization: channels by the statistics of the batch in training, by running statistics in inference.
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, as :func:`normkit.batch_norm_train` after ``train()`` (where a
+    layer starts), with ``running = momentum * running + (1 - momentum) * batch``, and as :func:`normkit.batch_norm`
+    after ``eval()``.
+
+    Parameters
+    ----------
+    num_features : the length of x's channel axis, and of weight, bias and statistics
+    axis : the channel axis
+    eps : a number >= 0, added to the variance
+    momentum : the weight of the old statistics, in [0, 1]; None weights all batches alike
+    update_rate : in the place of momentum, the weight of the new statistics
+    unbiased : running statistics hold the variance divided by n - 1; False: by n
+    single_value : in training, one value per channel has no variance: "raise", or take the "running" statistics and
+        leave them as they are
+    affine, bias, dtype, device, backend : as :class:`LayerNorm`; the statistics are at least float32
+
+    Attributes
+    ----------
+    running : RunningStats(mean, var, num_batches), replaced by every call in training that succeeds and has elements
+
+    Raises
+    ------
+    TypeError, ValueError, ImportError
+        As :class:`LayerNorm`; also where momentum and update_rate are both given.
+
+    Notes
+    -----
+    ============  =========================  ========================  ======================  ====================
+    here          torch.nn.BatchNorm2d       keras BatchNormalization  flax.nnx.BatchNorm      ONNX
+    ============  =========================  ========================  ======================  ====================
+    num_features  num_features               (from the input)          num_features            (from the input)
+    axis          1                          axis = -1                 axis = -1               1
+    eps           eps = 1e-5                 epsilon = 1e-3            epsilon = 1e-5          epsilon = 1e-5
+    momentum      1 - momentum; None         momentum = 0.99           momentum = 0.99         momentum = 0.9
+    update_rate   momentum = 0.1             1 - momentum              1 - momentum            1 - momentum
+    unbiased      True                       False                     False                   False
+    affine, bias  affine                     scale, center             use_scale, use_bias     (always)
+    weight        weight                     gamma                     scale                   scale
+    bias          bias                       beta                      bias                    B
+    running.mean  running_mean               moving_mean               mean                    input_mean
+    running.var   running_var                moving_variance           var                     input_var
+    ============  =========================  ========================  ======================  ====================
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        axis: int = 1,
+        eps: float = 1e-5,
+        momentum: float | None = _MOMENTUM,
+        update_rate: float | None = None,
+        unbiased: bool = True,
+        single_value: str = "raise",
+        affine: bool = True,
+        bias: bool = True,
+        dtype: Any = "float32",
+        device: Any = None,
+        backend: Any = "numpy",
+    ) -> None:
+        self.num_features = check.positive_int("num_features", num_features)
+        self.momentum = check.momentum(momentum, update_rate, default=_MOMENTUM)
+        self.unbiased = bool(unbiased)
+        self.single_value = check.choice("single_value", single_value, ("raise", "running"))
+        super().__init__((self.num_features,), axis, eps, affine, bias, dtype, device, backend)
+        wide = "float64" if self.dtype == "float64" else "float32"
+        self.running = RunningStats(*(self._filled(start, wide, device, backend) for start in (0.0, 1.0)))
+
+    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
+        """Normalize x; in training, update the running statistics.
+
+        ``mask`` is a boolean array that broadcasts to x, or None: where it is false, y is zero, and statistics are
+        taken over the rest.
+        """
+        return self._apply(call, x, mask=mask)[0]
+
+    def vjp(self, x: Array, *, mask: Array | None = None) -> tuple[Array, Pullback]:
+        """``layer(x, mask=mask)``, and the function from the gradient of y to those of x and of the parameters.
+
+        ``pullback(dy)`` returns ``(dx, {"weight": ..., "bias": ...})``, with the parameters that the layer has. In
+        training this updates the running statistics, as the call does.
+        """
+        return self._named(*self._apply(functional.vjp, x, mask=mask))
+
+    def _run(self, run, x, mask=None):
+        axis, params = {"axis": self._axes[0], "eps": self.eps}, (self.weight, self.bias)
+        if self.training and not self._lone(x):
+            (y, stats), pullback = run(functional.batch_norm_train, x, *params, **axis, mask=mask)
+            self.running = self.running.update(stats, self.momentum, self.unbiased)
+            return y, pullback
+        mean, var, _ = self.running
+        if mask is None:
+            return run(functional.batch_norm, x, mean, var, *params, **axis)
+
+        backend = backend_of("x", x)
+        check.mask(backend, x, mask)
+        xp, shape = backend.namespace(x), tuple(backend.shape(x))
+
+        def masked(a: Array) -> Array:
+            return xp.where(mask, a, xp.zeros_like(a))
+
+        def through(dy: Array) -> tuple[Array, ...]:
+            check.companion(backend, x, "dy", dy, shape)
+            return pullback(masked(dy))
+
+        y, pullback = run(functional.batch_norm, masked(x), mean, var, *params, **axis)
+        return masked(y), through
+
+    def _lone(self, x: Array) -> bool:
+        """Whether running statistics stand in for those of a batch that has none."""
+        return self.single_value == "running" and product(backend_of("x", x).shape(x)) == self.num_features
+
+    def _state(self) -> dict[str, Array]:
+        mean, var, num_batches = self.running
+        return {**super()._state(), "running_mean": mean, "running_var": var, "num_batches_tracked": num_batches}
+
+    def _restore(self, state):
+        super()._restore(state)
+        self.running = RunningStats(*(state[name] for name in ("running_mean", "running_var", "num_batches_tracked")))
+
+    def _loaded(self, name, value, old):
+        if name == "num_batches_tracked":
+            return check.count(name, value)
+        loaded = super()._loaded(name, value, old)
+        if name == "running_var":
+            check.no_negative(namespace(loaded), name, loaded)
+        return loaded
