@@ -11,7 +11,7 @@ _known: dict[type, Any] = {}
 
 
 def library_of(kind: type):
-    """The library of an array type; ``None`` where it is unknown, as a subclass is: its memory may mean something else."""
+    """The library of an array type; ``None`` where it is unknown, as a subclass is (its memory may mean anything)."""
     try:
         return _known[kind]
     except KeyError:

@@ -73,12 +73,12 @@ inline void column_sums(const Columns<T> &job, i64 o, i64 r, i64 end, const Acc<
     for (i64 v = 0; v < job.vectors; ++v) {
       const i64 column = job.at(v);
       const V p = load(pivot + v * W);
-      V vs = load(s + v * W), vq = load(q + v * W);
+      V vs{}, vq{};
       for (int k = 0; k < n; ++k) {
         const V d = load(x + k * job.width + column) - p;
         vs += d, vq += d * d;
       }
-      store(s + v * W, vs), store(q + v * W, vq);
+      store(s + v * W, load(s + v * W) + vs), store(q + v * W, load(q + v * W) + vq);
     }
   };
   memset(ds, 0, sizeof(double) * size_t(job.slots));
