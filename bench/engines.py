@@ -65,14 +65,14 @@ class Engine:
         return given
 
     def thunk(
-        self, case: Case, module: ModuleType, given: Mapping[str, Array], passed: str, mode: str = EAGER
+        self, case: Case, module: ModuleType, given: Mapping[str, Array], direction: str, mode: str = EAGER
     ) -> Thunk:
         """``module``'s function for the case, made ready: what is left to do is the pass."""
         function = getattr(module, case.layer)
-        function = bound(case, function if passed == "forward" else self.differentiable(function), given)
+        function = bound(case, function if direction == "forward" else self.differentiable(function), given)
         compiled = functools.partial(self.library.compiled, mode=mode) if mode != EAGER else unchanged
         args = [given[name] for name in ("x", "weight", "bias") if name in given]
-        return getattr(self, passed)(function, args, given["dy"], compiled)
+        return getattr(self, direction)(function, args, given["dy"], compiled)
 
     def differentiable(self, function: Function) -> Function:
         """What ``backward`` and ``both`` are made of."""

@@ -18,7 +18,7 @@ from normkit import functional
 from normkit.bench import engines, machine, timing
 from normkit.bench.engines import EAGER, Engine
 from normkit.bench.timing import Spread, Thunk
-from normkit.bench.workloads import CALLS, MOVED, PASSES, QUICK, WORKLOADS, Workload
+from normkit.bench.workloads import CALLS, DIRECTIONS, MOVED, QUICK, WORKLOADS, Workload
 from normkit.conformance import libraries, natives
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Row:
     shape: tuple[int, ...]
     layout: str
     dtype: str
-    passed: str
+    direction: str
     mode: str
     native: str
     copy_time: Spread
@@ -155,7 +155,7 @@ def run(
     with _progress(console, len(todo)) as step:
         for job in todo:
             step(str(job))
-            rows += measure(job, PASSES, seconds)
+            rows += measure(job, DIRECTIONS, seconds)
         step("cost of a call")
         calls = [cost for engine in found for cost in call_costs(engine, seconds)]
     return Report(machine.describe(found), rows, calls)
@@ -195,41 +195,45 @@ def jobs(
                         yield Job(engine, workload, dtype, mode)
 
 
-def measure(job: Job, passes: Iterable[str] = PASSES, seconds: float = SECONDS) -> list[Row]:
+def measure(job: Job, directions: Iterable[str] = DIRECTIONS, seconds: float = SECONDS) -> list[Row]:
     """Rows for each pass and each native layer."""
     engine, case = job.engine, job.workload.case(job.engine.library)
     given = engine.arrays(case, job.dtype)
-    return [row for passed in passes for row in _compared(job, case, given, passed, seconds)]
+    return [row for direction in directions for row in _compared(job, case, given, direction, seconds)]
 
 
-def _compared(job: Job, case, given, passed: str, seconds: float) -> Iterator[Row]:
+def _compared(job: Job, case, given, direction: str, seconds: float) -> Iterator[Row]:
     engine = job.engine
+    modules = natives.of(engine.library.name)
     thunks: dict[str, Thunk] = {}
     reasons: dict[str, str] = {}
+    broken: dict[str, str] = {}
 
     def enter(name: str, module: ModuleType) -> None:
-        """A contender that raises has a reason in place of a thunk."""
+        """A contender that raises has a reason, or what it raised, in place of a thunk."""
         try:
-            thunk = engine.thunk(case, module, given, passed, job.mode)
+            thunk = engine.thunk(case, module, given, direction, job.mode)
             thunk()
         except natives.Unsupported as unsupported:
             reasons[name] = str(unsupported)
         except Exception as error:
-            reasons[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            broken[name] = f"{type(error).__name__}: {str(error).strip().rpartition(chr(10))[2].strip()}"
         else:
             thunks[name] = thunk
 
     engine.forget()
     with natives.quiet():
         enter("normkit", nk)
-        for module in natives.of(engine.library.name):
+        for module in modules:
             enter(module.NAME, module)
         thunks["copy"] = engine.copy(given["x"])
         times = timing.interleaved(thunks, engine.wait, seconds=seconds)
 
     copy, own = times["copy"], times.get("normkit")
-    units = MOVED[passed] / 2
-    for name in [m.NAME for m in natives.of(engine.library.name)] or [""]:
+    units = MOVED[direction] / 2
+    reasons |= {"": "the library has no layers of its own"} | broken
+    names = [m.NAME for m in modules]
+    for name in [n for n in names if n in thunks or n in broken] or names[:1] or [""]:
         theirs = times.get(name)
         yield Row(
             library=engine.library.name,
@@ -238,7 +242,7 @@ def _compared(job: Job, case, given, passed: str, seconds: float) -> Iterator[Ro
             shape=case.shape,
             layout=job.workload.layout,
             dtype=job.dtype,
-            passed=passed,
+            direction=direction,
             mode=job.mode,
             native=name,
             copy_time=timing.spread(copy),
@@ -248,8 +252,8 @@ def _compared(job: Job, case, given, passed: str, seconds: float) -> Iterator[Ro
             to_floor=own and timing.ratio(own, copy, units),
             native_to_floor=theirs and timing.ratio(theirs, copy, units),
             rounds=len(copy),
-            reason=reasons.get(name, "" if name else "the library has no layers of its own"),
-            error=reasons.get("normkit", ""),
+            reason=reasons.get(name, ""),
+            error=broken.get("normkit", ""),
         )
 
 
@@ -302,7 +306,7 @@ def _table(name: str, rows: list[Row]) -> Table:
         table.add_row(
             row.workload,
             row.dtype,
-            row.passed,
+            row.direction,
             row.mode,
             _time(row.copy_time),
             _time(row.native_time),

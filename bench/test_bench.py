@@ -11,7 +11,7 @@ import pytest
 import normkit as nk
 from normkit.bench import table
 from normkit.bench.engines import EAGER
-from normkit.bench.workloads import CALLS, PASSES
+from normkit.bench.workloads import CALLS, DIRECTIONS, WORKLOADS
 from normkit.conformance import natives
 from normkit.conformance.tolerances import tolerance, units
 
@@ -21,32 +21,34 @@ def pytest_generate_tests(metafunc):
     engines = metafunc.config.engines
     jobs = list(table.jobs(engines, quick=metafunc.config.getoption("quick")))
     if metafunc.function is test_time:
-        rows = [(j, p, name) for j in jobs for p in PASSES for name in ("normkit", *_natives(j.engine), "copy")]
-        ids = [f"{job}-{passed}-{name}".replace(" ", "-") for job, passed, name in rows]
-        metafunc.parametrize(("job", "passed", "contender"), rows, ids=ids)
+        rows = [(j, p, name) for j in jobs for p in DIRECTIONS for name in ("normkit", *_natives(j.engine), "copy")]
+        ids = [f"{job}-{direction}-{name}".replace(" ", "-") for job, direction, name in rows]
+        metafunc.parametrize(("job", "direction", "contender"), rows, ids=ids)
     elif metafunc.function is test_same_work:
-        rows = [(j, name) for j in jobs if j.workload.small and j.mode == EAGER for name in _natives(j.engine)]
+        small = [w for w in WORKLOADS if w.small]
+        jobs = list(table.jobs(engines, workloads=small, modes=[EAGER]))
+        rows = [(j, name) for j in jobs for name in _natives(j.engine)]
         metafunc.parametrize(("job", "contender"), rows, ids=[f"{job}-{name}".replace(" ", "-") for job, name in rows])
     else:
         metafunc.parametrize("engine", engines, ids=lambda engine: engine.library.name)
 
 
-def test_time(benchmark, job, passed, contender):
+def test_time(benchmark, job, direction, contender):
     """One pass of one contender."""
     case, given = _operands(job)
-    benchmark.group = f"{job} {passed}"
+    benchmark.group = f"{job} {direction}"
     benchmark.extra_info |= {
         "library": job.engine.library.name,
         "workload": job.workload.name,
         "shape": list(case.shape),
         "dtype": job.dtype,
         "mode": job.mode,
-        "pass": passed,
+        "direction": direction,
         "contender": contender,
     }
     job.engine.forget()
     with natives.quiet():
-        thunk = job.engine.copy(given["x"]) if contender == "copy" else _thunk(job, case, given, passed, contender)
+        thunk = job.engine.copy(given["x"]) if contender == "copy" else _thunk(job, case, given, direction, contender)
         benchmark(_run, job.engine, thunk)
 
 
@@ -54,9 +56,9 @@ def test_same_work(job, contender):
     """What is timed as native is the same function as normkit's: y and the gradient of x agree."""
     case, given = _operands(job)
     limit = tolerance("native", job.dtype)
-    for passed in ("forward", "both"):
+    for direction in ("forward", "both"):
         with natives.quiet():
-            found = [_run(job.engine, _thunk(job, case, given, passed, name)) for name in ("normkit", contender)]
+            found = [_run(job.engine, _thunk(job, case, given, direction, name)) for name in ("normkit", contender)]
         own, theirs = (job.engine.library.numpy(r[0] if isinstance(r, tuple | list) else r) for r in found)
         assert units(theirs, own, job.dtype) <= limit.units, limit.reason
 
@@ -78,10 +80,10 @@ def _operands(job):
     return case, job.engine.arrays(case, job.dtype)
 
 
-def _thunk(job, case, given, passed, contender):
+def _thunk(job, case, given, direction, contender):
     modules = {"normkit": nk, **{m.NAME: m for m in natives.of(job.engine.library.name)}}
     with _skipped():
-        return job.engine.thunk(case, modules[contender], given, passed, job.mode)
+        return job.engine.thunk(case, modules[contender], given, direction, job.mode)
 
 
 def _run(engine, thunk):

@@ -8,8 +8,9 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 Thunk = Callable[[], Any]
 
@@ -18,7 +19,8 @@ TURN = 2e-4
 ROUNDS = 5
 
 
-class Spread(NamedTuple):
+@dataclass(frozen=True)
+class Spread:
     """The middle of a sample, and its quartiles."""
 
     median: float

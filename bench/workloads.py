@@ -9,9 +9,9 @@ from typing import Any
 from normkit.conformance.cases import Case
 from normkit.conformance.libraries import Library
 
-PASSES = ("forward", "backward", "both")
+DIRECTIONS = ("forward", "backward", "both")
 
-#: Tensors of x's size that each pass moves through memory at least: x, y; x, dy, dx; all of them.
+#: Tensors of x's size that each direction moves through memory at least: x, y; x, dy, dx; all of them.
 MOVED = {"forward": 2, "backward": 3, "both": 5}
 
 _ALL = ("float32", "bfloat16")
@@ -57,28 +57,28 @@ def _table() -> tuple[Workload, ...]:
     early, middle, late = (32, 64, 56, 56), (32, 256, 14, 14), (32, 512, 7, 7)  # a residual network's stages
     groups = {"num_groups": 32}
     rows = [
-        Workload("BN train 56²", "batch_norm_train", early, "NCHW", dtypes=_ALL, quick=True, compiled=True),
-        Workload("BN train 14²", "batch_norm_train", middle, "NCHW"),
-        Workload("BN train 7²", "batch_norm_train", late, "NCHW"),
-        Workload("BN train 56² NHWC", "batch_norm_train", early, "NHWC", dtypes=_ALL, quick=True, compiled=True),
-        Workload("BN train 14² NHWC", "batch_norm_train", middle, "NHWC"),
-        Workload("BN eval 56²", "batch_norm", early, "NCHW", compiled=True),
-        Workload("BN eval 56² NHWC", "batch_norm", early, "NHWC"),
-        Workload("GN32 56²", "group_norm", early, "NCHW", groups, quick=True, compiled=True),
-        Workload("GN32 56² NHWC", "group_norm", early, "NHWC", groups, dtypes=_ALL, compiled=True),
-        Workload("IN 56²", "instance_norm", early, "NCHW"),
-        Workload("LN 8192×768", "layer_norm", (8192, 768), dtypes=_ALL, quick=True, compiled=True),
-        Workload("LN 2048×4096", "layer_norm", (2048, 4096)),
-        Workload("LN 65536×64", "layer_norm", (65536, 64), dtypes=_ALL),
-        Workload("RMS 8192×768", "rms_norm", (8192, 768), dtypes=_ALL, quick=True, compiled=True),
-        Workload("RMS 2048×4096", "rms_norm", (2048, 4096)),
-        Workload("LN 4×64", "layer_norm", (4, 64), small=True),
-        Workload("LN 8×768", "layer_norm", (8, 768), quick=True, compiled=True, small=True),
-        Workload("RMS 8×768", "rms_norm", (8, 768), small=True),
-        Workload("BN train 8²", "batch_norm_train", (4, 8, 8, 8), "NCHW", small=True),
-        Workload("BN eval 8²", "batch_norm", (4, 8, 8, 8), "NCHW", small=True),
-        Workload("GN2 8²", "group_norm", (4, 8, 8, 8), "NCHW", {"num_groups": 2}, small=True),
-        Workload("IN 8²", "instance_norm", (4, 8, 8, 8), "NCHW", small=True),
+        Workload("BN train 56x56", "batch_norm_train", early, "NCHW", dtypes=_ALL, quick=True, compiled=True),
+        Workload("BN train 14x14", "batch_norm_train", middle, "NCHW"),
+        Workload("BN train 7x7", "batch_norm_train", late, "NCHW"),
+        Workload("BN train 56x56 NHWC", "batch_norm_train", early, "NHWC", dtypes=_ALL, quick=True, compiled=True),
+        Workload("BN train 14x14 NHWC", "batch_norm_train", middle, "NHWC"),
+        Workload("BN eval 56x56", "batch_norm", early, "NCHW", compiled=True),
+        Workload("BN eval 56x56 NHWC", "batch_norm", early, "NHWC"),
+        Workload("GN32 56x56", "group_norm", early, "NCHW", groups, quick=True, compiled=True),
+        Workload("GN32 56x56 NHWC", "group_norm", early, "NHWC", groups, dtypes=_ALL, compiled=True),
+        Workload("IN 56x56", "instance_norm", early, "NCHW"),
+        Workload("LN 8192x768", "layer_norm", (8192, 768), dtypes=_ALL, quick=True, compiled=True),
+        Workload("LN 2048x4096", "layer_norm", (2048, 4096)),
+        Workload("LN 65536x64", "layer_norm", (65536, 64), dtypes=_ALL),
+        Workload("RMS 8192x768", "rms_norm", (8192, 768), dtypes=_ALL, quick=True, compiled=True),
+        Workload("RMS 2048x4096", "rms_norm", (2048, 4096)),
+        Workload("LN 4x64", "layer_norm", (4, 64), small=True),
+        Workload("LN 8x768", "layer_norm", (8, 768), quick=True, compiled=True, small=True),
+        Workload("RMS 8x768", "rms_norm", (8, 768), small=True),
+        Workload("BN train 8x8", "batch_norm_train", (4, 8, 8, 8), "NCHW", small=True),
+        Workload("BN eval 8x8", "batch_norm", (4, 8, 8, 8), "NCHW", small=True),
+        Workload("GN2 8x8", "group_norm", (4, 8, 8, 8), "NCHW", {"num_groups": 2}, small=True),
+        Workload("IN 8x8", "instance_norm", (4, 8, 8, 8), "NCHW", small=True),
     ]
     return tuple(rows)
 

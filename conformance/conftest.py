@@ -11,7 +11,7 @@ from normkit.conformance.tolerances import judged
 
 
 def pytest_addoption(parser):
-    """Add ``--backend NAME``."""
+    """Add ``--backend NAME`` and ``--device NAME``."""
     group = parser.getgroup("normkit")
     group.addoption(
         "--backend",
@@ -19,6 +19,7 @@ def pytest_addoption(parser):
         metavar="NAME",
         help=f"array library to test: {', '.join(libraries.LIBRARIES)}; repeatable; default: all that are installed",
     )
+    group.addoption("--device", metavar="NAME", help="PyTorch's default device, such as cuda; the others choose theirs")
 
 
 def pytest_configure(config):
@@ -37,6 +38,10 @@ def pytest_configure(config):
         for library in config.libraries:
             assert library.xp
             natives.of(library.name)
+    if device := config.getoption("device"):
+        if "torch" not in asked:
+            raise pytest.UsageError("--device is PyTorch's default device: it wants --backend torch.")
+        libraries.library("torch").xp.set_default_device(device)
 
 
 def pytest_report_header(config):

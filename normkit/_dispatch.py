@@ -40,10 +40,12 @@ def _find(name: str, x: Any) -> Backend:
 
 def describe(x: Any) -> str:
     """What an unsuitable argument is, short enough for a message."""
+    if x is None or isinstance(x, bool):
+        return repr(x)
     kind = type(x)
     where = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
     text = f"{where}{kind.__qualname__}"
-    return f"{text} {x!r}" if isinstance(x, (bool, int, float, complex, str, type(None))) else text
+    return f"{text} {x!r}" if isinstance(x, (int, float, complex, str)) else text
 
 
 __all__ = ["UnknownBackendError", "backend_of", "describe"]

@@ -107,8 +107,12 @@ class Layer:
         raise NotImplementedError
 
     def _apply(self, run: Callable, x: Array, **options: Any) -> tuple[Array, Any]:
-        check.fits(type(self).__name__, x, self._axes, self._lengths)
+        check.fits(type(self).__name__, x, self._axes, self._lengths, self._held())
         return self._run(run, x, **options)
+
+    def _held(self) -> Array | None:
+        """One of the layer's arrays, where it has any."""
+        return self.bias if self.weight is None else self.weight
 
     def _named(self, y: Array, pullback: Callable) -> tuple[Array, Pullback]:
         names = tuple(name for name in ("weight", "bias") if getattr(self, name) is not None)

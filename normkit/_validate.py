@@ -13,6 +13,7 @@ from . import backends
 from ._dispatch import backend_of, describe
 from .backends import Backend
 from .backends.protocol import FLOATING, ArrayBackend
+from .core.normalize import BatchStats
 from .core.plan import Plan, Shape, Size
 
 _DTYPES = ", ".join(sorted(FLOATING))
@@ -58,10 +59,14 @@ def _floating(backend: Backend, name: str, a: Any) -> None:
 def _same_place(backend: Backend, x: Any, name: str, a: Any, of: str = "x") -> None:
     other = backend_of(name, a)
     if other is not backend:
-        raise TypeError(f"{name} must be of the same library as {of} ({backend.name}); received {describe(a)}.")
+        raise TypeError(
+            f"{name} must be of the same library as {of} ({backend.name}); received {describe(a)}: convert one of them."
+        )
     ours, theirs = backend.device(x), backend.device(a)
     if ours != theirs:
-        raise ValueError(f"{name} must be on the same device as {of} ({ours}); received one on {theirs}.")
+        raise ValueError(
+            f"{name} must be on the same device as {of} ({ours}); received one on {theirs}: move one of them."
+        )
 
 
 def one_axis(name: str, axis: Any, shape: Shape) -> int:
@@ -109,12 +114,20 @@ def number(name: str, value: Any) -> float:
     """A real number that is not an array: it shapes the computation rather than taking part in it."""
     if type(value) is float:
         return value
-    if isinstance(value, bool) or getattr(value, "shape", ()) != ():
+    if isinstance(value, (bool, str)) or getattr(value, "shape", ()) != ():
         raise TypeError(f"{name} must be a number; received {describe(value)}.")
     try:
         return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number; received {describe(value)}.") from None
+
+
+def finite(name: str, value: Any) -> float:
+    """A number that is neither infinite nor NaN."""
+    result = number(name, value)
+    if not math.isfinite(result):
+        raise ValueError(f"{name} must be finite; received {value}.")
+    return result
 
 
 def epsilon(eps: Any) -> float:
@@ -194,10 +207,20 @@ def no_negative(xp: Any, name: str, var: Any) -> None:
         raise ValueError(f"{name} must not be negative; received a smallest value of {smallest}.")
 
 
+def batch_statistics(value: Any) -> None:
+    """What batch_norm_train returns beside y."""
+    if not isinstance(value, BatchStats):
+        raise TypeError(
+            f"batch_stats must be the BatchStats that batch_norm_train returns beside y; received {describe(value)}."
+        )
+
+
 def enough_values(count: Any, unbiased: bool) -> None:
     """The unbiased variance of one value does not exist."""
     if unbiased and isinstance(count, int) and count == 1:
-        raise ValueError("unbiased=True needs more than one value per channel; received a count of 1.")
+        raise ValueError(
+            "unbiased=True needs more than one value per channel; received a count of 1: use unbiased=False."
+        )
 
 
 def dtype(value: Any) -> str:
@@ -223,7 +246,10 @@ def lengths(name: str, value: Any) -> tuple[int, ...]:
     given = value if isinstance(value, (tuple, list)) else (value,)
     if not given:
         raise ValueError(f"{name} must hold at least one length; received {value!r}.")
-    return tuple(positive_int(name, n) for n in given)
+    try:
+        return tuple(positive_int(name, n) for n in given)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name} must be a positive integer or a tuple of them; received {value!r}.") from None
 
 
 def layer_axes(axis: Any, count: int, trailing: bool) -> tuple[int, ...]:
@@ -237,13 +263,21 @@ def layer_axes(axis: Any, count: int, trailing: bool) -> tuple[int, ...]:
     if len(set(axes)) < len(axes):
         raise ValueError(f"axis must not name an axis twice; received {axis}.")
     if len(axes) != count:
-        raise ValueError(f"axis must name one axis for each of the layer's {count} lengths; received {axis}.")
+        lengths = "the layer's length" if count == 1 else f"each of the layer's {count} lengths"
+        raise ValueError(f"axis must name one axis for {lengths}; received {axis}.")
     return tuple(operator.index(a) for a in axes)
 
 
-def fits(layer: str, x: Any, axes: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """``x`` has the lengths along its axes that the layer was made for."""
-    shape = tuple(array("x", x).shape(x))
+def fits(layer: str, x: Any, axes: tuple[int, ...], expected: tuple[int, ...], held: Any | None) -> None:
+    """``x`` is of the library that the layer holds an array of, if any, with the lengths that it was made for."""
+    backend = array("x", x)
+    if held is not None and backend_of("weight", held) is not backend:
+        there = repr(backend.name) if backend.namespace() is not None else "x's namespace"
+        raise TypeError(
+            f"{layer} holds parameters of type {describe(held)}; received x of type {describe(x)}: "
+            f"make the layer with backend={there}."
+        )
+    shape = tuple(backend.shape(x))
     if _lengths_along(axes, shape) != expected:
         along = f"length {expected[0]} along axis {axes[0]}" if len(axes) == 1 else f"lengths {expected} along {axes}"
         raise ValueError(f"{layer} needs x of {along}; received x of shape {shape}.")

@@ -422,7 +422,7 @@ def _layer_plan(shape: Shape, axis, eps) -> Plan:
 
 
 def _rms_plan(shape: Shape, axis, eps, weight_offset) -> Plan:
-    offset = check.number("weight_offset", weight_offset)
+    offset = check.finite("weight_offset", weight_offset)
     return plans.rms_plan(shape, check.several_axes(axis, shape), check.epsilon(eps), offset)
 
 

@@ -134,7 +134,7 @@ class RMSNorm(Layer):
         backend: Any = "numpy",
     ) -> None:
         self.normalized_shape = normalized_shape
-        self.weight_offset = check.number("weight_offset", weight_offset)
+        self.weight_offset = check.finite("weight_offset", weight_offset)
         lengths = check.lengths("normalized_shape", normalized_shape)
         super().__init__(lengths, axis, eps, affine, bias, dtype, device, backend, weight=1 - self.weight_offset)
 
@@ -360,6 +360,9 @@ class BatchNorm(Layer):
 
         y, pullback = run(functional.batch_norm, masked(x), mean, var, *params, **axis)
         return masked(y), through
+
+    def _held(self):
+        return self.running.mean
 
     def _lone(self, x: Array) -> bool:
         """Whether running statistics stand in for those of a batch that has none."""

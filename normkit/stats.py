@@ -49,6 +49,7 @@ class RunningStats(NamedTuple):
         """
         if momentum is not None:
             momentum = check.fraction("momentum", momentum)
+        check.batch_statistics(batch_stats)
         backend = check.array("mean", self.mean)
         shape = tuple(backend.shape(self.mean))
         check.companion(backend, self.mean, "var", self.var, shape, of="mean")
