@@ -211,8 +211,9 @@ def test_each_instruction_set(name):
     if os.environ.get("NORMKIT_ISA"):
         pytest.skip("one is forced already")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--import-mode=importlib", "--backend", "numpy",
-         "--pyargs", "normkit.conformance.test_kernels", "-k", "fuzz or ladder or constant or nan or threads"],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--import-mode=importlib",
+         "--backend", "numpy", "--pyargs", "normkit.conformance.test_kernels",
+         "-k", "fuzz or ladder or constant or nan or threads"],
         env={**os.environ, "NORMKIT_ISA": name}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]

@@ -1,8 +1,8 @@
 """Fused CPU kernels for NumPy and PyTorch, and the one place that decides when they serve a call.
 
 ``NORMKIT_KERNELS`` is ``1`` (the default: wherever they are of use), ``0`` (never) or ``require`` (a call that they
-cannot serve raises). ``NORMKIT_ISA`` names an instruction set of :func:`info`; ``NORMKIT_HUGEPAGES=0`` leaves large outputs on
-small pages.
+cannot serve raises). ``NORMKIT_ISA`` names an instruction set of :func:`info`; ``NORMKIT_HUGEPAGES=0`` leaves large
+outputs on small pages.
 """
 
 from __future__ import annotations
