@@ -38,6 +38,9 @@ class Backend(Protocol):
     def peek(self, x: Array) -> Any | None:
         """``x`` as a NumPy view where that costs nothing (values at hand, in host memory), else ``None``."""
 
+    def tracing(self) -> bool:
+        """Whether Python itself is being traced, so that a cache is better left alone."""
+
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
         """Normalize, with the gradient attached in the library's own way; statistics where the plan lets them out."""
 
@@ -77,6 +80,9 @@ class ArrayBackend:
 
     def peek(self, x: Array) -> Any | None:
         return None
+
+    def tracing(self) -> bool:
+        return False
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
         xp = self.namespace(operands.x)

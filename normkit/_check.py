@@ -5,8 +5,13 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from typing import Any
 
 from normkit.bench import engines, machine
@@ -20,8 +25,10 @@ SCHEMA = {"name": "normkit-check", "version": 1}
 SAMPLES = frozenset({"photographs", "digits"})
 REAL = SAMPLES | {x.name for x in inputs.INPUTS if x.ladder == "real"}
 
-#: Called with what was just measured and the share that is done.
-Step = Callable[[str, float], None]
+#: A library, and the dtypes that one process does.
+Part = tuple[str, tuple[str, ...]]
+#: Called with the library, what was just measured and the share that is done.
+Step = Callable[[str, str, float], None]
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,8 @@ class Row:
     native_tolerance: float
     #: Why there are no native figures.
     native_reason: str
-    #: Which known difference of the native layer is to be seen.
-    difference: str
+    #: Which known difference of the native layer is to be seen: its id and the reason.
+    difference: tuple[str, str] | None
     #: The largest distance between normkit and the native layer.
     distance: float
 
@@ -71,6 +78,11 @@ class Report:
     broken: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def no_samples(self) -> bool:
+        """Whether scikit-learn's data was not at hand, though it was wanted."""
+        return not self.quick and bool(self.measurements) and not any(m.input in SAMPLES for m in self.measurements)
 
     @property
     def rows(self) -> list[Row]:
@@ -99,8 +111,10 @@ class Report:
         }
 
 
-def run(names: Sequence[str] = (), *, quick: bool = False, step: Step = lambda label, share: None) -> Report:
+def run(names: Sequence[str] = (), *, quick: bool = False, step: Step = lambda name, label, share: None) -> Report:
     """Measure the libraries that are asked for, or all that are installed.
+
+    Each library has processes of its own, as many at a time as there are cores: one that dies takes no other along.
 
     Raises
     ------
@@ -113,35 +127,105 @@ def run(names: Sequence[str] = (), *, quick: bool = False, step: Step = lambda l
     for name in names:
         libraries.library(name)
     chosen = [name for name in libraries.LIBRARIES if name in (names or installed)]
-    report = Report(quick, missing={} if names else {name: why_missing(name) for name in absent})
-    with natives.quiet():
-        for i, name in enumerate(chosen):
-            try:
-                _measure(report, name, lambda label, share, i=i: step(label, (i + share) / len(chosen)))
-            except Exception as error:
-                report.broken[name] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        report.machine = machine.describe(engines.engine(name) for name in chosen if name not in report.broken)
+    parts = [(name, dtypes) for name in chosen for dtypes in _parts(name, quick)]
+    shares = dict.fromkeys(parts, 0.0)
+
+    def finished(part: Part) -> Outcome:
+        name = part[0]
+
+        def stepped(label: str, share: float) -> None:
+            shares[part] = share
+            mine = [s for (n, _), s in shares.items() if n == name]
+            step(name, label, sum(mine) / len(mine))
+
+        return _apart(part, quick, stepped)
+
+    # The last libraries take the longest.
+    with ThreadPoolExecutor(min(_cores(), len(parts))) as pool:
+        outcomes = dict(zip(reversed(parts), pool.map(finished, reversed(parts)), strict=True))
+    report = Report(quick, missing={} if names else {name: _why_missing(name) for name in absent})
+    for part in parts:
+        outcome = outcomes[part]
+        report.measurements += outcome.measurements
+        report.machine = _merged(report.machine, outcome.machine)
+        if outcome.error:
+            report.broken[part[0]] = outcome.error
     return report
 
 
-def why_missing(name: str) -> str:
-    """What a library that cannot be used lacks."""
+@dataclass
+class Outcome:
+    """What one process found."""
+
+    measurements: list[Measurement] = field(default_factory=list)
+    machine: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+def _parts(name: str, quick: bool) -> list[tuple[str, ...]]:
+    """The dtypes, divided into what one process does."""
+    wide = [d for d in libraries.LIBRARIES[name].dtypes if d != "float32" and judged(d)]
+    return [("float32",)] if quick else [("float32",), tuple(wide)]
+
+
+def _apart(part: Part, quick: bool, step: Callable[[str, float], None]) -> Outcome:
+    """Measure in another process, and follow it to its end."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(part, quick, sender), daemon=True)
+    process.start()
+    sender.close()
+    outcome = Outcome(error="ended early")
+    try:
+        while True:
+            message = receiver.recv()
+            if isinstance(message, Outcome):
+                outcome = message
+            else:
+                step(*message)
+    except EOFError:
+        process.join()
+    if process.exitcode:
+        outcome.error = f"its process ended with status {process.exitcode}"
+    return outcome
+
+
+def _measure(part: Part, quick: bool, sender: Connection) -> None:
+    """What runs in the other process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    name, dtypes = part
+    outcome = Outcome()
+    sender.send((name, 0.0))
+    try:
+        with natives.quiet():
+            library = libraries.library(name)
+            assert library.xp
+            for i, dtype in enumerate(dtypes):
+                seen = set()
+                brief = quick or (library.thrifty and dtype != "float32")
+                stages = len(LAYERS) * (1 if brief else 2)
+                for m in measure.sweep(name, [dtype], quick=brief):
+                    outcome.measurements.append(m)
+                    seen.add((m.layer, m.input in SAMPLES))
+                    share = (i + min(1.0, len(seen) / stages)) / len(dtypes)
+                    sender.send((f"{dtype} {m.layer}: {m.input}", share))
+            outcome.machine = machine.describe([engines.engine(name)])
+    except Exception as error:
+        outcome.error = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    sender.send(outcome)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    return {**a, **{k: {**a.get(k, {}), **v} if isinstance(v, dict) else v for k, v in b.items()}}
+
+
+def _why_missing(name: str) -> str:
     found = importlib.util.find_spec(libraries.LIBRARIES[name].module) is not None
-    return "finds no device" if found else "not installed"
-
-
-def _measure(report: Report, name: str, step: Step) -> None:
-    step(name, 0.0)
-    library = libraries.library(name)
-    assert library.xp
-    dtypes = [d for d in ("float32", "float64", "float16", "bfloat16") if d in library.dtypes and judged(d)]
-    dtypes = dtypes[:1] if report.quick else dtypes
-    stages = len(dtypes) * len(LAYERS) * (1 if report.quick else 2)
-    seen = set()
-    for m in measure.sweep(name, dtypes, quick=report.quick):
-        report.measurements.append(m)
-        seen.add((m.dtype, m.layer, m.input in SAMPLES))
-        step(f"{name} {m.dtype} {m.layer}: {m.input}", min(1.0, len(seen) / stages))
+    return "no device" if found else "not installed"
 
 
 def _row(group: Sequence[Measurement]) -> Row:
@@ -165,7 +249,7 @@ def _row(group: Sequence[Measurement]) -> Row:
         native_real=_largest(m.native_error for m in compared if m.input in REAL),
         native_tolerance=limit,
         native_reason="" if off else group[0].reason,
-        difference=known.id if known else "",
+        difference=(known.id, known.reason) if known else None,
         distance=_largest(m.distance for m in compared),
     )
 

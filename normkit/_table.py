@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from rich import box
 from rich.console import Console
@@ -11,7 +11,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from normkit import _info
 from normkit._check import Report, Row
+from normkit._info import Facts
+from normkit.bench import machine
 from normkit.conformance import differences
 from normkit.conformance.cases import LAYERS
 
@@ -25,8 +28,17 @@ TITLES = {
 }
 NATIVES = {"textbook": "the textbook formulas", "torch": "torch.nn", "keras": "Keras", "flax": "flax.nnx"}
 UNITS = {"float64": "2⁻⁵²", "float32": "2⁻²³", "float16": "2⁻¹⁰", "bfloat16": "2⁻⁷"}
-LABELS = {"batch_norm": "batch_norm, given", "batch_norm_train": "batch_norm, train"}
-MARKS = "¹²³⁴⁵⁶⁷⁸⁹"
+LABELS = {"batch_norm": "batch_norm eval", "batch_norm_train": "batch_norm train"}
+SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+ABSENT = ("not installed", "no device")
+LEGEND = (
+    "The largest errors against float64 over all inputs, in units of the dtype, relative to the largest |y|; 8.4e6 "
+    "units of 2⁻²³ leave no digit. on real: on photographs, digits, tabular columns. apart: normkit from native."
+)
+
+#: Footnotes: a difference's id and reason, and its mark.
+Marks = dict[tuple[str, str], str]
 
 #: From these widths on, there is room for more columns.
 WIDE, WIDER = 100, 124
@@ -45,7 +57,7 @@ def figure(units: float) -> str:
 
 def show(console: Console, report: Report) -> None:
     """Print all: a heading and lines for each library, footnotes, what is missing, and the verdict."""
-    marks: dict[tuple[str, str], str] = {}
+    marks: Marks = {}
     rows = report.rows
     for name in dict.fromkeys(row.library for row in rows):
         found = [row for row in rows if row.library == name]
@@ -69,7 +81,7 @@ def verdict(report: Report, rows: list[Row]) -> Text:
     text = Text.assemble(("✓ ", "green"), ("normkit is within tolerance everywhere", "bold green"))
     text.append(f" ({len(report.measurements)} measurements)")
     if compared:
-        text.append(f"; native layers are not in {off} of {len(compared)} rows" if off else "; so are native layers")
+        text.append(f"; native layers are not, in {off} of {len(compared)} rows" if off else "; so are native layers")
     return text.append(".")
 
 
@@ -86,22 +98,22 @@ def _heading(name: str, rows: list[Row], report: Report) -> Text:
     return text.append(f"; native: {against}" if natives else f"; {rows[0].native_reason}", "dim")
 
 
-def _table(rows: list[Row], marks: dict[tuple[str, str], str], width: int) -> Table:
+def _table(rows: list[Row], marks: Marks, width: int) -> Table:
+    wide, wider = width >= WIDE, width >= WIDER
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0), header_style="dim")
-    table.add_column("", width=19, no_wrap=True)
-    wide = width >= WIDE
-    headings = ["forward\nnormkit", "\nnative", "\non real", "\napart"]
-    headings += ["gradient\nnormkit", "\nnative"] + ["\napart"] * wide
-    for heading in headings:
-        table.add_column(Text(heading, justify="right"), justify="right", no_wrap=True, min_width=6)
-    table.add_column(" native is worst on", no_wrap=True, ratio=1)
-    if width >= WIDER:
-        table.add_column(" normkit is worst on", no_wrap=True, ratio=1)
+    table.add_column("", width=17, no_wrap=True)
+    headings = ["forward\nnormkit", "\nnative", "\non real", "\napart", "gradient\nnormkit", "\nnative"]
+    for heading in headings + ["\napart"] * wide:
+        room = max(6, *map(len, heading.split("\n"))) + wider
+        table.add_column(Text(heading, justify="right"), justify="right", no_wrap=True, width=room)
+    table.add_column("\n  native’s worst", no_wrap=True, width=25 if wide else 16)
+    if wider:
+        table.add_column("\n normkit’s worst", no_wrap=True)
     for dtype in dict.fromkeys(row.dtype for row in rows):
         found = [row for row in rows if row.dtype == dtype]
         table.add_row(*_limits(dtype, found, wide))
-        for forward, gradient in _lines(found):
-            table.add_row(*_cells(forward, gradient, marks, wide, width >= WIDER))
+        for forward, gradient, again in _lines(found):
+            table.add_row(*_cells(forward, gradient, again, marks, wide, wider))
     return table
 
 
@@ -119,21 +131,28 @@ def _limits(dtype: str, rows: list[Row], wide: bool) -> list[Text]:
     return [*cells, Text(), Text(), limit(limits.get("gradient")), theirs]
 
 
-def _lines(rows: list[Row]) -> Iterable[tuple[Row, Row | None]]:
-    """Forward and gradient of a layer and a native layer; running statistics stand for themselves."""
+def _lines(rows: list[Row]) -> Iterator[tuple[Row, Row | None, bool]]:
+    """Forward and gradient of a layer, running statistics by themselves, and whether the line before has the same.
+
+    A second native layer gets a line where it has figures.
+    """
     by_key = {(row.layer, row.native, row.quantity): row for row in rows}
-    order = sorted(by_key, key=lambda key: (LAYERS.index(key[0]), key[2] == "running"))
-    for layer, native, quantity in order:
-        if quantity != "gradient":
-            other = by_key.get((layer, native, "gradient")) if quantity == "forward" else None
-            yield by_key[layer, native, quantity], other
+    before = None
+    for layer, native, quantity in sorted(by_key, key=lambda key: (LAYERS.index(key[0]), key[2] == "running")):
+        row, again = by_key[layer, native, quantity], before == (layer, quantity)
+        if quantity == "gradient" or (again and row.native_reason):
+            continue
+        before = layer, quantity
+        yield row, by_key.get((layer, native, "gradient")) if quantity == "forward" else None, again
 
 
-def _cells(row: Row, gradient: Row | None, marks: dict, wide: bool, wider: bool) -> list[Text]:
-    label = "running mean, var" if row.quantity == "running" else LABELS.get(row.layer, row.layer)
-    cells = [Text(f" {label}"), _own(row), _native(row), _native(row, row.native_real), Text(figure(row.distance))]
+def _cells(row: Row, gradient: Row | None, again: bool, marks: Marks, wide: bool, wider: bool) -> list[Text]:
+    label = Text(f"  {NATIVES.get(row.native, row.native)}" if again else f" {LABELS.get(row.layer, row.layer)}")
+    if row.quantity == "running" and not again:
+        label = Text.assemble(" running ", (f"≤ {row.tolerance:g}", "dim"))
+    cells = [label, _own(row, again), _native(row), _native(row, row.native_real), Text(figure(row.distance))]
     if gradient:
-        cells += [_own(gradient), _native(gradient)] + [Text(figure(gradient.distance))] * wide
+        cells += [_own(gradient, again), _native(gradient)] + [Text(figure(gradient.distance))] * wide
     else:
         cells += [Text()] * (2 + wide)
     cells.append(_worst(row, marks))
@@ -142,8 +161,8 @@ def _cells(row: Row, gradient: Row | None, marks: dict, wide: bool, wider: bool)
     return cells
 
 
-def _own(row: Row) -> Text:
-    return Text(figure(row.error), "green" if row.passed else "bold red")
+def _own(row: Row, again: bool) -> Text:
+    return Text() if again else Text(figure(row.error), "green" if row.passed else "bold red")
 
 
 def _native(row: Row, units: float | None = None) -> Text:
@@ -151,27 +170,60 @@ def _native(row: Row, units: float | None = None) -> Text:
     return Text(figure(units), "yellow" if units > row.native_tolerance else "")
 
 
-def _worst(row: Row, marks: dict[tuple[str, str], str]) -> Text:
-    """The input, and a footnote where the difference is known; or why there is none."""
+def _worst(row: Row, marks: Marks) -> Text:
+    """The input, with a footnote where the difference is known; or why there is none."""
     if not row.native_input:
-        return Text(f" {row.native_reason}", "dim italic")
-    text = Text(f" {row.native_input}")
+        return Text(f"  {row.native_reason}", "dim italic")
+    mark = " "
     if row.difference:
-        key = row.difference, row.native
-        text.append(marks.setdefault(key, str(len(marks) + 1)).translate(str.maketrans("123456789", MARKS)), "yellow")
-    return text
+        mark = marks.setdefault(row.difference, str(len(marks) + 1).translate(SUPERSCRIPT))
+    return Text.assemble((f"{mark:>2}", "yellow"), row.native_input)
 
 
-def _print_notes(console: Console, report: Report, marks: dict[tuple[str, str], str]) -> None:
-    for (id, native), mark in marks.items():
-        known = next(differences.named(id, native))
-        text = Text(f"{mark} ", "yellow").append(f"{known.native}, {id}: ", "bold").append(f"{known.reason}. ")
-        console.print(Padding(text.append(known.link, "dim"), (0, 0, 0, 1)))
+def _shown(difference: differences.Difference, report: Report) -> bool:
+    return any(row.native == difference.native for row in report.rows)
+
+
+def _print_notes(console: Console, report: Report, marks: Marks) -> None:
+    dim = "dim"
+    console.print(Text(LEGEND, dim))
+    for known, mark in marks.items():
+        same = [d for d in differences.DIFFERENCES if (d.id, d.reason) == known and _shown(d, report)]
+        text = Text.assemble(
+            (f"{mark} ", "yellow"), f"{known[0]} ({', '.join(dict.fromkeys(d.native for d in same))}): "
+        )
+        text.append(f"{known[1]}. ").append(" ".join(dict.fromkeys(d.link for d in same)), dim)
+        console.print(Padding(text, (0, 0, 0, 1)))
+    console.print()
     for name, error in report.broken.items():
         console.print(Text(f"{TITLES.get(name, name)} could not be measured: {error}", "red"))
-    for row in report.rows:
-        if not row.passed:
-            place = f"{row.library} {row.dtype} {row.layer} {row.quantity}, {row.input}"
-            console.print(Text(f"{place}: {figure(row.error)} units, {row.tolerance:g} tolerated", "red"))
-    if report.missing:
-        console.print(Text("Not measured: " + ", ".join(f"{k} ({v})" for k, v in report.missing.items()) + ".", "dim"))
+    for row in {(r.library, r.dtype, r.layer, r.quantity): r for r in report.rows if not r.passed}.values():
+        place = f"{TITLES[row.library]} {row.dtype} {LABELS.get(row.layer, row.layer)}, {row.quantity}, {row.input}"
+        console.print(Text(f"{place}: {figure(row.error)} units, {row.tolerance:g} tolerated", "red"))
+    for reason in dict.fromkeys(report.missing.values()):
+        names = ", ".join(TITLES[name] for name, why in report.missing.items() if why == reason)
+        console.print(Text(f"{reason.capitalize()}: {names}", dim))
+    if report.no_samples:
+        console.print(Text("No photographs, no digits: scikit-learn or Pillow is not installed", dim))
+
+
+def info(console: Console, found: dict[str, Facts]) -> None:
+    """Print versions, libraries, devices, threads, kernels and backends."""
+    about = machine.describe(())
+    console.print(Text.assemble((f"normkit {about['versions']['normkit']}", "bold cyan")))
+    console.print(f"Python {about['python']}, {about['platform']}")
+    console.print(f"{about['processor']}, {about['cores']} cores")
+    console.print()
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    for heading in ("library", "version", "device", "threads", "with"):
+        table.add_column(heading, justify="right" if heading == "threads" else "left")
+    for name, facts in found.items():
+        title = Text(TITLES.get(name, name), "dim" if facts.error else "bold")
+        if facts.error:
+            table.add_row(title, Text(facts.error, "dim" if facts.error in ABSENT else "red"))
+        else:
+            table.add_row(title, facts.version, facts.device, facts.threads, facts.natives)
+    console.print(table)
+    console.print()
+    console.print(Text.assemble(("kernels: ", "dim"), _info.kernels()))
+    console.print(Text.assemble(("backends of other distributions: ", "dim"), _info.advertised()))

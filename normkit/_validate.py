@@ -79,7 +79,7 @@ def one_axis(name: str, axis: Any, shape: Shape) -> int:
         raise TypeError(f"{name} must be an integer; received {describe(axis)}.") from None
     if not -len(shape) <= index < len(shape):
         raise ValueError(
-            f"{name} must be in [{-len(shape)}, {len(shape) - 1}] for x of shape {shape}; received {index}."
+            f"{name} must be in [{-len(shape)}, {len(shape) - 1}] for x of shape {tuple(shape)}; received {index}."
         )
     return index % len(shape)
 
@@ -88,9 +88,9 @@ def channel_axis(axis: Any, shape: Shape) -> int:
     """A channel axis of known, non-zero length."""
     index = one_axis("axis", axis, shape)
     if shape[index] is None:
-        raise ValueError(f"The channel axis {axis} must have a known length; received x of shape {shape}.")
+        raise ValueError(f"The channel axis {axis} must have a known length; received x of shape {tuple(shape)}.")
     if shape[index] == 0:
-        raise ValueError(f"The channel axis {axis} must not be empty; received x of shape {shape}.")
+        raise ValueError(f"The channel axis {axis} must not be empty; received x of shape {tuple(shape)}.")
     return index
 
 
@@ -101,12 +101,12 @@ def several_axes(axis: Any, shape: Shape) -> tuple[int, ...]:
         raise ValueError("axis must name at least one axis; received ().")
     axes = tuple(sorted(one_axis("axis", a, shape) for a in given))
     if len(set(axes)) < len(axes):
-        raise ValueError(f"axis must not name an axis twice; received {axis} for x of shape {shape}.")
+        raise ValueError(f"axis must not name an axis twice; received {axis} for x of shape {tuple(shape)}.")
     for a in axes:
         if shape[a] is None:
-            raise ValueError(f"The normalized axis {a} must have a known length; received x of shape {shape}.")
+            raise ValueError(f"The normalized axis {a} must have a known length; received x of shape {tuple(shape)}.")
         if shape[a] == 0:
-            raise ValueError(f"The normalized axis {a} must not be empty; received x of shape {shape}.")
+            raise ValueError(f"The normalized axis {a} must not be empty; received x of shape {tuple(shape)}.")
     return axes
 
 
@@ -180,7 +180,9 @@ def groups(num_groups: Any, channels: Size) -> int:
 def reduces(plan: Plan) -> None:
     """There is an axis to take statistics over."""
     if not plan.axes:
-        raise ValueError(f"{plan.layer} needs an axis to take statistics over; received x of shape {plan.shape}.")
+        raise ValueError(
+            f"{plan.layer} needs an axis to take statistics over; received x of shape {tuple(plan.shape)}."
+        )
 
 
 def several_values(plan: Plan) -> None:
@@ -188,7 +190,7 @@ def several_values(plan: Plan) -> None:
     if plan.count == 1:
         raise ValueError(
             f"batch_norm_train needs more than one value per channel, one has no variance; received x of shape "
-            f"{plan.shape}: use a larger batch, or batch_norm with running statistics "
+            f"{tuple(plan.shape)}: use a larger batch, or batch_norm with running statistics "
             f'(in a layer: single_value="running").'
         )
 

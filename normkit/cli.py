@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -13,11 +14,15 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 import normkit
-from normkit import _check, _table
-from normkit.conformance.libraries import Missing
+from normkit import _check, _info, _table
+from normkit.conformance.cases import DTYPES
+from normkit.conformance.libraries import LIBRARIES, Missing
+
+#: Ways to run a function; "compiled" stands for all but the first.
+MODES = ("eager", "compiled", *(mode for library in LIBRARIES.values() for mode in library.modes))
 
 _backends = click.option("--backend", "names", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
 _color = click.option(
@@ -63,14 +68,58 @@ def main() -> None:
 def check(names: tuple[str, ...], quick: bool, path: str | None, color: str) -> int:
     """Hold normkit, and each library's own layers, to float64.
 
-    Every layer runs on photographs, digits, tabular columns and ladders of offsets and scales: forward, gradients, running
-    statistics. Exit status: 0 within tolerance, 1 out of it, 2 for a wrong call.
+    Every layer runs on photographs, digits, tabular columns and ladders of offsets and scales: forward, gradients,
+    running statistics. Exit status: 0 within tolerance, 1 out of it, 2 for a wrong call.
     """
+    # The arrays are small: more threads would wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     with _written(path) as write, _refusals(), _progress() as step:
         report = _check.run(names, quick=quick, step=step)
         write(report.json())
     _table.show(_console(color), report)
     return 0 if report.passed else 1
+
+
+@main.command()
+@_color
+def info(color: str) -> int:
+    """Print versions, libraries, devices, threads."""
+    console = Console(stderr=True, highlight=False)
+    with console.status("") if sys.stderr.isatty() else contextlib.nullcontext() as status:
+        found = _info.gather(lambda name: status.update(f"importing {name}") if status else None)
+    _table.info(_console(color), found)
+    return 0
+
+
+@main.command()
+@_backends
+@click.option("--quick", is_flag=True, help="Fewer workloads and rounds, float32.")
+@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(DTYPES), help="Only this one; may be repeated.")
+@click.option("--mode", "modes", multiple=True, type=click.Choice(MODES), help="Only this one; may be repeated.")
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="For one comparison.")
+@_json
+@_color
+def bench(names, quick: bool, dtypes, modes, seconds: float | None, path: str | None, color: str) -> int:
+    """Time every layer against the library's own, and against a copy.
+
+    Exit status: 0, 1 where normkit raised, 2 for a wrong call.
+    """
+    from normkit.bench import table
+
+    bars = Console(stderr=True, highlight=False) if sys.stderr.isatty() else None
+    with _written(path) as write, _refusals():
+        table.chosen(names)
+        report = table.run(
+            names, quick=quick, dtypes=dtypes or None, modes=modes or None, seconds=seconds, console=bars
+        )
+        write(dataclasses.asdict(report))
+    console = _console(color)
+    for found in report.tables():
+        console.print(found)
+        console.print()
+    for sentence in report.summary():
+        console.print(sentence)
+    return 1 if report.broken else 0
 
 
 @contextlib.contextmanager
@@ -89,25 +138,24 @@ def _written(path: str | None) -> Iterator[Callable[[Any], None]]:
         yield lambda value: None
         return
     target = Path(path).resolve()
+    if target.exists() and not target.is_file():
+        raise click.UsageError(f"--json wants a file to write to; received {path!r}, which is none.")
     try:
-        if target.exists() and not target.is_file():
-            raise click.UsageError(f"--json wants a file to write to; received {path!r}, which is none.")
-        file = tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=target.parent, prefix=".normkit-", delete=False)
+        handle, part = tempfile.mkstemp(dir=target.parent, prefix=".normkit-")
     except OSError as error:
         raise click.UsageError(f"--json cannot write {path!r}: {error.strerror}.") from None
+    os.close(handle)
+
+    def write(value: Any) -> None:
+        text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+        Path(part).write_text(text + "\n", "utf-8")
+        Path(part).chmod(0o666 & ~_umask())
+        os.replace(part, target)
+
     try:
-        yield lambda value: _dump(value, file, target)
+        yield write
     finally:
-        file.close()
-        Path(file.name).unlink(missing_ok=True)
-
-
-def _dump(value: Any, file: Any, target: Path) -> None:
-    json.dump(value, file, indent=1, allow_nan=False, ensure_ascii=False)
-    file.write("\n")
-    file.close()
-    Path(file.name).chmod(0o666 & ~_umask())
-    os.replace(file.name, target)
+        Path(part).unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -124,10 +172,16 @@ def _console(color: str) -> Console:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, float], None]]:
-    """A bar on standard error, where that is a terminal."""
-    columns = BarColumn(24), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
+def _progress() -> Iterator[Callable[[str, str, float], None]]:
+    """A bar for each library on standard error, where that is a terminal."""
+    columns = TextColumn("{task.fields[name]}"), BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}")
     console = Console(stderr=True, highlight=False)
+    tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("", total=1.0)
-        yield lambda label, share: progress.update(task, completed=share, description=label)
+
+        def step(name: str, label: str, share: float) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task("", total=1.0, name=name)
+            progress.update(tasks[name], completed=share, description=label)
+
+        yield step

@@ -372,27 +372,27 @@ def _call(backend: Backend, plan: Plan, operands: Operands) -> Call:
 
 def _layer_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-5) -> Call:
     backend = check.array("x", x)
-    return _call(backend, _planned(_layer_plan, backend.shape(x), axis, eps), Operands(x, weight, bias))
+    return _call(backend, _planned(backend, x, _layer_plan, axis, eps), Operands(x, weight, bias))
 
 
 def _rms_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-6, weight_offset=0.0) -> Call:
     backend = check.array("x", x)
-    return _call(backend, _planned(_rms_plan, backend.shape(x), axis, eps, weight_offset), Operands(x, weight, bias))
+    return _call(backend, _planned(backend, x, _rms_plan, axis, eps, weight_offset), Operands(x, weight, bias))
 
 
 def _group_norm(x, num_groups, weight=None, bias=None, *, axis=1, eps=1e-5) -> Call:
     backend = check.array("x", x)
-    return _call(backend, _planned(_group_plan, backend.shape(x), num_groups, axis, eps), Operands(x, weight, bias))
+    return _call(backend, _planned(backend, x, _group_plan, num_groups, axis, eps), Operands(x, weight, bias))
 
 
 def _instance_norm(x, weight=None, bias=None, *, axis=1, eps=1e-5) -> Call:
     backend = check.array("x", x)
-    return _call(backend, _planned(_instance_plan, backend.shape(x), axis, eps), Operands(x, weight, bias))
+    return _call(backend, _planned(backend, x, _instance_plan, axis, eps), Operands(x, weight, bias))
 
 
 def _batch_norm(x, mean, var, weight=None, bias=None, *, axis=1, eps=1e-5) -> Call:
     backend = check.array("x", x)
-    plan = _planned(_batch_plan, backend.shape(x), axis, eps)
+    plan = _planned(backend, x, _batch_plan, axis, eps)
     check.companion(backend, x, "mean", mean, plan.stats_shape)
     check.companion(backend, x, "var", var, plan.stats_shape)
     check.variance(backend, "var", var)
@@ -401,7 +401,7 @@ def _batch_norm(x, mean, var, weight=None, bias=None, *, axis=1, eps=1e-5) -> Ca
 
 def _batch_norm_train(x, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None) -> Call:
     backend = check.array("x", x)
-    plan = _planned(_batch_train_plan, backend.shape(x), axis, eps)
+    plan = _planned(backend, x, _batch_train_plan, axis, eps)
     if mask is not None:
         check.mask(backend, x, mask)
     return _call(backend, plan, Operands(x, weight, bias, mask=mask))
@@ -450,12 +450,15 @@ def _batch_train_plan(shape: Shape, axis, eps) -> Plan:
     return plan
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=4096, typed=True)
 def _remembered(build: Callable[..., Plan], *args: Any) -> Plan:
     return build(*args)
 
 
-def _planned(build: Callable[..., Plan], shape: Shape, *args: Any) -> Plan:
+def _planned(backend: Backend, x: Array, build: Callable[..., Plan], *args: Any) -> Plan:
+    shape = backend.shape(x)
+    if backend.tracing():
+        return build(shape, *args)
     try:
         return _remembered(build, shape, *args)
     except TypeError:

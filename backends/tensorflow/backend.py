@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ from normkit.core.plan import Plan, Shape
 
 
 class TensorflowBackend(ArrayBackend):
-    """Sums along the last axes are trees; over leading axes TensorFlow adds one by one, so they are taken in float64."""
+    """Sums along the last axes are trees; over leading axes TensorFlow adds one by one, so those are in float64."""
 
     name = "tensorflow"
 
@@ -24,36 +25,25 @@ class TensorflowBackend(ArrayBackend):
         super().__init__(namespace)
 
     def shape(self, x: Array) -> Shape:
-        return tuple(x.shape)
+        return tuple(x.shape.as_list())
 
     def dtype(self, x: Array) -> str:
-        return x.dtype.name
+        dtype = x.dtype
+        name = self._dtype_names.get(dtype)
+        if name is None:
+            name = self._dtype_names[dtype] = dtype.name
+        return name
 
     def peek(self, x: Array) -> Any | None:
         return x.numpy() if tf.executing_eagerly() and _on_host(x) and x.dtype != tf.bfloat16 else None
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
-        operands = _tensors(operands)
-        names = [name for name in Gradients._fields if getattr(operands, name) is not None]
-
-        @tf.custom_gradient
-        def normalize(*arrays):
-            given = operands._replace(**dict(zip(names, arrays, strict=True)))
-            habits, count = _habits(plan, given.x), _count(plan, given.x)
-            y, used = forward(namespace, plan, given, habits, count=count)
-            stats = returned_stats(namespace, plan, given, used)
-
-            def gradient(dy, *_):
-                found = vjp(namespace, plan, given, used, dy, habits)
-                return [getattr(found, name) for name in names]
-
-            return (y, *(stats or ())), gradient
-
-        y, *stats = normalize(*(getattr(operands, name) for name in names))
-        return y, BatchStats(*map(tf.stop_gradient, stats)) if stats else None
+        names = tuple(name for name, a in zip(Operands._fields, operands, strict=True) if a is not None)
+        y, *stats = _normalizer(plan, names)(*(a for a in operands if a is not None))
+        return y, BatchStats(*stats) if stats else None
 
     def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
-        operands = _tensors(operands)
+        operands = Operands(*(None if a is None else tf.convert_to_tensor(a) for a in operands))
         habits = _habits(plan, operands.x)
         y, used = forward(namespace, plan, operands, habits, count=_count(plan, operands.x))
 
@@ -67,8 +57,23 @@ class TensorflowBackend(ArrayBackend):
             return tf.convert_to_tensor(values, dtype)
 
 
-def _tensors(operands: Operands) -> Operands:
-    return Operands(*(None if a is None else tf.convert_to_tensor(a) for a in operands))
+# TensorFlow takes milliseconds to make a function with a custom gradient, so each is made once.
+@functools.lru_cache(maxsize=4096)
+def _normalizer(plan: Plan, names: tuple[str, ...]) -> Callable:
+    @tf.custom_gradient
+    def normalize(*arrays):
+        operands = Operands(**dict(zip(names, arrays, strict=True)))
+        habits, count = _habits(plan, operands.x), _count(plan, operands.x)
+        y, used = forward(namespace, plan, operands, habits, count=count)
+        stats = returned_stats(namespace, plan, operands, used)
+
+        def gradient(dy, *_):
+            found = vjp(namespace, plan, operands, used, dy, habits)._asdict()
+            return [found.get(name) for name in names]
+
+        return (y, *map(tf.stop_gradient, stats or ())), gradient
+
+    return lambda *arrays: normalize(*map(tf.convert_to_tensor, arrays))
 
 
 def _on_host(x: Array) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -10,23 +11,18 @@ from torch.autograd import forward_ad
 
 from normkit.backends import kernels
 from normkit.backends.protocol import Array, ArrayBackend
-from normkit.core.moments import Habits, Moments, rescue_if_needed
+from normkit.core.moments import Habits, Moments, rescue_always, rescue_if_needed
 from normkit.core.normalize import BatchStats, Gradients, Operands, forward, returned_stats, vjp
 from normkit.core.plan import Plan
-
-#: torch sums in cascades along any axis: float32 suffices. On a GPU, looking at a value would wait for the device.
-TRACED = Habits()
-EAGER = Habits(rescue=rescue_if_needed)
 
 #: What torch's autocast computes and returns in float32 on a GPU.
 _AUTOCAST_TO_FLOAT32 = frozenset({"layer_norm", "rms_norm", "group_norm"})
 
 
 class TorchBackend(ArrayBackend):
-    """Gradients by :class:`torch.autograd.Function`, to any order: the backward pass is made of differentiable operations."""
+    """Gradients by :class:`torch.autograd.Function`, whose backward pass is differentiable in turn."""
 
     name = "torch"
-    habits = TRACED
 
     def __init__(self) -> None:
         super().__init__(xp)
@@ -43,16 +39,25 @@ class TorchBackend(ArrayBackend):
         x = operands.x
         if x.device.type == "cuda" and x.dtype in (torch.float16, torch.bfloat16) and _autocast(plan, "cuda"):
             operands = operands._replace(x=x.float())
-        if _traced(x):
-            return _plain(plan, operands, TRACED)
-        if torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in operands):
-            function = _Fused if kernels.accelerates(plan, operands) else _Normalize
-            y, *stats = function.apply(plan, *operands)
+        recorded = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in operands)
+        if not _traced(x) and kernels.accelerates(plan, operands):
+            if not recorded:
+                y, packed = kernels.forward(plan, operands, save=plan.layer == "batch_norm_train")
+                return y, kernels.batch_stats(plan, packed)
+            y, *stats = _Fused.apply(plan, *operands)
             return y, BatchStats(*stats) if stats else None
-        if kernels.accelerates(plan, operands):
-            y, packed = kernels.forward(plan, operands, save=plan.layer == "batch_norm_train")
-            return y, kernels.batch_stats(plan, packed)
-        return _plain(plan, operands, _habits(x))
+        if not recorded or _traced(x):
+            return _plain(plan, operands)
+        y, *stats = _Normalize.apply(plan, *operands)
+        return y, BatchStats(*stats) if stats else None
+
+    def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
+        habits = _habits(plan, operands.x)
+        y, used = forward(xp, plan, operands, habits)
+        return y, returned_stats(xp, plan, operands, used), lambda dy: vjp(xp, plan, operands, used, dy, habits)
+
+    def tracing(self) -> bool:
+        return torch.compiler.is_compiling()
 
     def create(self, values: Any, dtype: str, device: Any | None = None) -> Array:
         return torch.asarray(values, dtype=getattr(torch, dtype), device=device)
@@ -62,8 +67,13 @@ def _autocast(plan: Plan, device: str) -> bool:
     return plan.layer in _AUTOCAST_TO_FLOAT32 and torch.is_autocast_enabled(device)
 
 
-def _habits(x: torch.Tensor) -> Habits:
-    return EAGER if x.device.type == "cpu" else TRACED
+def _habits(plan: Plan, x: torch.Tensor) -> Habits:
+    if x.device.type != "cpu":
+        # Sums are trees, and looking at a value would wait for the device.
+        return Habits()
+    # Sums are cascades along the last axes in memory, and one by one along some others.
+    wide = not (plan.trailing and x.is_contiguous())
+    return Habits(wide, rescue_always if _traced(x) else rescue_if_needed)
 
 
 def _traced(x: torch.Tensor) -> bool:
@@ -77,8 +87,8 @@ def _traced(x: torch.Tensor) -> bool:
     )
 
 
-def _plain(plan: Plan, operands: Operands, habits: Habits) -> tuple[torch.Tensor, BatchStats | None]:
-    y, used = forward(xp, plan, operands, habits)
+def _plain(plan: Plan, operands: Operands) -> tuple[torch.Tensor, BatchStats | None]:
+    y, used = forward(xp, plan, operands, _habits(plan, operands.x))
     stats = returned_stats(xp, plan, operands, used)
     return y, stats and BatchStats(stats.mean.detach(), stats.var.detach(), stats.count)
 
@@ -87,7 +97,7 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, plan, *arrays):
         operands = Operands(*arrays)
-        y, used = forward(xp, plan, operands, _habits(operands.x))
+        y, used = forward(xp, plan, operands, _habits(plan, operands.x))
         ctx.plan, ctx.count = plan, used.count
         ctx.save_for_backward(*arrays, used.mean, used.residue, used.rstd)
         stats = returned_stats(xp, plan, operands, used)
@@ -103,8 +113,15 @@ class _Normalize(torch.autograd.Function):
             return (None,) * 7
         *arrays, mean, residue, rstd = ctx.saved_tensors
         operands = Operands(*arrays)
-        used = Moments(mean, residue, None, rstd, ctx.count)
-        return _composed(ctx, operands, used, dy)
+        habits = _habits(ctx.plan, operands.x)
+        if torch.is_grad_enabled():
+            # A gradient of this gradient is wanted: the moments are part of what is differentiated.
+            used = forward(xp, ctx.plan, operands, habits)[1]
+        else:
+            used = Moments(mean, residue, None, rstd, ctx.count)
+        needs = dict(zip(Operands._fields, ctx.needs_input_grad[1:], strict=True))
+        found = vjp(xp, ctx.plan, operands, used, dy, habits, needs=Gradients(*map(needs.get, Gradients._fields)))
+        return None, found.x, found.weight, found.bias, found.mean, found.var, None
 
 
 class _Fused(torch.autograd.Function):
@@ -112,8 +129,7 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, plan, *arrays):
-        operands = Operands(*arrays)
-        y, packed = kernels.forward(plan, operands)
+        y, packed = kernels.forward(plan, Operands(*arrays))
         ctx.plan = plan
         ctx.save_for_backward(*arrays, packed)
         stats = kernels.batch_stats(plan, packed)
@@ -129,21 +145,12 @@ class _Fused(torch.autograd.Function):
             return (None,) * 7
         *arrays, packed = ctx.saved_tensors
         operands = Operands(*arrays)
+        needed = dict(zip(Operands._fields, ctx.needs_input_grad[1:], strict=True))
+        needs = Gradients(*map(needed.get, Gradients._fields))
         if torch.is_grad_enabled():
-            return _composed(ctx, operands, None, dy)
-        found = kernels.vjp(ctx.plan, operands, packed, dy, _needs(ctx))
+            habits = _habits(ctx.plan, operands.x)
+            used = forward(xp, ctx.plan, operands, habits)[1]
+            found = vjp(xp, ctx.plan, operands, used, dy, habits, needs=needs)
+        else:
+            found = kernels.vjp(ctx.plan, operands, packed, dy, needs)
         return None, found.x, found.weight, found.bias, found.mean, found.var, None
-
-
-def _needs(ctx) -> Gradients:
-    needs = dict(zip(Operands._fields, ctx.needs_input_grad[1:], strict=True))
-    return Gradients(*map(needs.get, Gradients._fields))
-
-
-def _composed(ctx, operands: Operands, used: Moments | None, dy: torch.Tensor):
-    habits = _habits(operands.x)
-    if torch.is_grad_enabled():
-        # A gradient of this gradient is wanted: the moments are part of what is differentiated.
-        used = forward(xp, ctx.plan, operands, habits)[1]
-    found = vjp(xp, ctx.plan, operands, used, dy, habits, needs=_needs(ctx))
-    return None, found.x, found.weight, found.bias, found.mean, found.var, None

@@ -53,8 +53,8 @@ class _Range(NamedTuple):
 
     ``largest`` and ``smallest`` bound the mean square; ``large`` and ``small`` bound |d|, which ``down`` and ``up``
     multiply. A set whose spread is below ``noise`` times its mean is constant: a last bit that differs in one of 2**28
-    elements is more, unless the mean is below ``faint`` and its square is lost. A variance or reciprocal root beyond ``most`` is given as ``most``, a quarter of the dtype's range:
-    n / (n - 1) times it is finite.
+    elements is more, unless the mean is below ``faint`` and its square is lost. A variance or reciprocal root beyond
+    ``most`` is given as ``most``, a quarter of the dtype's range: n / (n - 1) times it is finite.
     """
 
     largest: float
@@ -95,8 +95,8 @@ def moments(
 ) -> tuple[Array, Array, Moments]:
     """Centre ``x`` (in the accumulation dtype, shaped ``plan.view``), and find its spread.
 
-    ``d = x - m`` is exact where it matters, because ``m`` is near ``x``; its mean is the rounding error of ``m``, taken out
-    again. Where squares of ``d`` would overflow or vanish, they are formed of ``d`` times a power of two.
+    ``d = x - m`` is exact where it matters, because ``m`` is near ``x``; its mean is the rounding error of ``m``, taken
+    out again. Where squares of ``d`` would overflow or vanish, they are formed of ``d`` times a power of two.
 
     Returns
     -------

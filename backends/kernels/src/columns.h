@@ -96,12 +96,14 @@ inline void column_sums(const Columns<T> &job, i64 o, i64 r, i64 end, const Acc<
 // Pivots for the columns: means over the first rows about the first.
 template <class T> inline void column_pivots(const Columns<T> &job, i64 o, Acc<T> *pivot) {
   using A = Acc<T>;
+  constexpr int W = kLanes<A>;
   const i64 n = least(job.rows, 32);
-  for (i64 s = 0; s < job.slots; ++s) {
-    const A first = get(job.x(o, 0) + job.column(s));
-    A sum = 0;
-    for (i64 r = 1; r < n; ++r) sum += get(job.x(o, r) + job.column(s)) - first;
-    pivot[s] = first + sum / A(n);
+  for (i64 v = 0; v < job.vectors; ++v) {
+    const T *x = job.x(o, 0) + job.at(v);
+    const Vec<A> first = load(x);
+    Vec<A> sum{};
+    for (i64 r = 1; r < n; ++r) sum += load(x + r * job.width) - first;
+    store(pivot + v * W, first + sum / A(n));
   }
 }
 

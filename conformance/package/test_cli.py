@@ -1,0 +1,227 @@
+"""The command `normkit`: exit status, table, JSON, and what it says of a wrong call."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import normkit
+from normkit import _check, _table
+
+pytest.importorskip("click")
+
+#: A NumPy backend that is wrong by one part in a thousand, put in place by an interpreter as it starts.
+BROKEN = """
+from normkit.backends.numpy import backend
+apply = backend.NumpyBackend.apply
+def broken(self, plan, operands):
+    y, stats = apply(self, plan, operands)
+    return y * y.dtype.type(1.001), stats
+backend.NumpyBackend.apply = broken
+"""
+RAISES = """
+from normkit.backends.numpy import backend
+def raises(self, plan, operands):
+    raise RuntimeError("no arithmetic today")
+backend.NumpyBackend.apply = raises
+"""
+DIES = """
+import os
+from normkit.backends.numpy import backend
+backend.NumpyBackend.apply = lambda self, plan, operands: os._exit(7)
+"""
+
+
+#: Importing them takes longer than all else here.
+FRAMEWORKS = ("array_api_strict", "cupy", "jax", "tensorflow", "torch")
+
+
+def normkit_command(*args, cwd, width=80, site=None, **variables):
+    environment = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "TERM")}
+    environment |= {"COLUMNS": str(width), "PYTHONIOENCODING": "utf-8", "PYTHONUTF8": "1"} | variables
+    if site is not None:
+        environment["PYTHONPATH"] = str(site)
+    command = [sys.executable, "-P", "-m", "normkit", *args]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, encoding="utf-8")
+
+
+def sitecustomize(folder, code):
+    """A folder for PYTHONPATH whose ``code`` every interpreter runs as it starts."""
+    (folder / "sitecustomize.py").write_text(code)
+    return folder
+
+
+def hiding(folder, *names):
+    """A folder for PYTHONPATH with which no module of these names is found."""
+    find = f"lambda name, *args: None if name in {names!r} else find(name, *args)"
+    return sitecustomize(folder, f"import importlib.util as u\nfind = u.find_spec\nu.find_spec = {find}")
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """A quick check of NumPy: what it printed, and its JSON."""
+    folder = tmp_path_factory.mktemp("quick")
+    done = normkit_command("check", "--quick", "--backend", "numpy", "--json", "out.json", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [file.name for file in folder.iterdir()] == ["out.json"]
+    return done, json.loads((folder / "out.json").read_text("utf-8"))
+
+
+def test_table(quick):
+    lines = quick[0].stdout.splitlines()
+    assert quick[0].stderr == ""
+    assert lines[0].startswith("NumPy ")
+    for layer in ("layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm eval", "batch_norm train"):
+        assert sum(line.startswith(f" {layer} ") for line in lines) == 1
+    assert "✓ normkit is within tolerance everywhere" in quick[0].stdout
+
+
+def test_a_pipe_has_no_colours_and_80_columns(quick):
+    assert "\x1b" not in quick[0].stdout
+    assert max(map(len, quick[0].stdout.splitlines())) == 80
+    assert "…" not in quick[0].stdout
+
+
+def test_json(quick):
+    found = quick[1]
+    assert found["schema"] == {"name": "normkit-check", "version": 1}
+    assert found["passed"] is True
+    assert found["machine"]["versions"]["normkit"] == normkit.__version__
+    assert found["machine"]["devices"] == {"numpy": "cpu"}
+    layers = {row["layer"] for row in found["rows"]}
+    assert len(layers) == 6
+    assert {row["quantity"] for row in found["rows"]} == {"forward", "gradient", "running"}
+    assert len(found["measurements"]) > len(found["rows"])
+    row = next(r for r in found["rows"] if r["layer"] == "layer_norm" and r["quantity"] == "forward")
+    same = [m for m in found["measurements"] if m["layer"] == "layer_norm" and m["quantity"] == "forward"]
+    assert row["error"] == max(m["error"] for m in same)
+    assert row["native"] == "textbook"
+    assert row["native_error"] > 1e6 > 2 == row["tolerance"] > row["error"]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (BROKEN, "out of tolerance in"),
+        (RAISES, "NumPy could not be measured: RuntimeError: no arithmetic today"),
+        (DIES, "NumPy could not be measured: its process ended with status 7"),
+    ],
+    ids=["wrong", "raises", "dies"],
+)
+def test_a_broken_backend_is_exit_status_1(code, message, tmp_path):
+    site = sitecustomize(tmp_path, code)
+    done = normkit_command("check", "--quick", "--backend", "numpy", "--json", "o.json", cwd=tmp_path, site=site)
+    assert done.returncode == 1, done.stderr
+    assert message in done.stdout
+    assert "✗ normkit" in done.stdout.splitlines()[-1]
+    assert json.loads((tmp_path / "o.json").read_text("utf-8"))["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["check", "--backend", "nothing"], "There is no library 'nothing'; there are: numpy, strict, torch, "),
+        (["check", "--bakend", "numpy"], "No such option '--bakend'"),
+        (["check", "--color", "pink"], "'pink' is not one of 'auto', 'always', 'never'"),
+        (["check", "--json", "no/such/folder.json"], "--json cannot write 'no/such/folder.json': No such file"),
+        (["check", "--json", "."], "--json wants a file to write to; received '.', which is none."),
+        (["bench", "--backend", "nothing"], "There is no benchmark of 'nothing'; there are: numpy, torch, "),
+        (["chek"], "No such command 'chek'"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_call_is_one_sentence(args, message, tmp_path):
+    done = normkit_command(*args, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_library_that_is_missing_is_a_wrong_call(tmp_path):
+    """Whatever is installed here, PyTorch is not where its module cannot be found."""
+    done = normkit_command("check", "--backend", "torch", cwd=tmp_path, site=hiding(tmp_path, "torch"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("normkit check: torch was asked for, but torch is not installed")
+
+
+def test_an_old_json_outlives_a_call_that_fails(tmp_path):
+    (tmp_path / "o.json").write_text("old")
+    done = normkit_command("check", "--backend", "nothing", "--json", "o.json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("o.json", "old")]
+
+
+@pytest.mark.parametrize("name", ["click", "rich"])
+def test_without_what_the_command_needs(name, tmp_path):
+    done = normkit_command("check", cwd=tmp_path, site=hiding(tmp_path, name))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f'normkit: the command needs {name}: python -m pip install "normkit[check]"\n'
+
+
+@pytest.mark.parametrize(
+    ("args", "variables", "coloured"),
+    [
+        (["--color", "always"], {"NO_COLOR": "1"}, True),
+        (["--color", "never"], {"FORCE_COLOR": "1"}, False),
+        ([], {"FORCE_COLOR": "1", "TERM": "xterm"}, True),
+        ([], {}, False),
+    ],
+)
+def test_colours(args, variables, coloured, tmp_path):
+    done = normkit_command("info", *args, cwd=tmp_path, site=hiding(tmp_path, *FRAMEWORKS), **variables)
+    assert done.returncode == 0, done.stderr
+    assert ("\x1b[" in done.stdout) is coloured
+    assert f"normkit {normkit.__version__}" in done.stdout.replace("\x1b[1;36m", "")
+    assert "PyTorch" in done.stdout
+    assert "not installed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("units", "text"),
+    [
+        (0.0, "0"),
+        (0.494, "0.49"),
+        (1.118, "1.12"),
+        (9.996, "10.0"),
+        (99.96, "100"),
+        (9999.6, "1.0e4"),
+        (8388608.0, "8.4e6"),
+        (4.7e30, "4.7e30"),
+        (float("inf"), "inf"),
+        (float("nan"), "–"),
+    ],
+)
+def test_figures_fit_six_characters(units, text):
+    assert _table.figure(units) == text
+    assert len(text) <= 6
+
+
+def test_every_library_has_a_title():
+    from normkit.conformance.libraries import LIBRARIES
+
+    assert _table.TITLES.keys() == LIBRARIES.keys()
+
+
+def test_rows_take_the_worst_of_normkit_and_of_native():
+    from normkit.conformance import measure
+    from normkit.conformance.tolerances import tolerance
+
+    def at(name, error, native_error, distance):
+        limit = tolerance("forward", "float32")
+        place = ("torch", "layer_norm", "float32", "forward", name, "contiguous", "torch")
+        return measure.Measurement(*place, error, native_error, distance, limit)
+
+    found = [
+        at("normal", 1.0, 2.0, 3.0),
+        at("offset 1e6", 1.5, 900.0, 1.0),
+        at("digits", 0.5, float("nan"), float("nan")),
+    ]
+    (row,) = _check.Report(False, found).rows
+    assert (row.error, row.input) == (1.5, "offset 1e6")
+    assert (row.native_error, row.native_input, row.distance) == (900.0, "offset 1e6", 3.0)
+    assert row.difference[0] == "const-mean-rounding"
+    assert row.passed
+    assert row.native_off
