@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
+from normkit.backends import kernels
 from normkit.backends.protocol import Array, ArrayBackend
 from normkit.core.moments import Habits, Plain, Rescued
+from normkit.core.normalize import BatchStats, Gradients, Operands
+from normkit.core.plan import Plan
 
 
 def rescue_quietly(plain: Plain, rescued: Rescued) -> tuple[Array, ...]:
@@ -26,3 +31,15 @@ class NumpyBackend(ArrayBackend):
 
     def peek(self, x: Array) -> np.ndarray:
         return x
+
+    def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
+        if not kernels.accelerates(plan, operands):
+            return super().apply(plan, operands)
+        y, stats = kernels.forward(plan, operands, save=plan.layer == "batch_norm_train")
+        return y, kernels.batch_stats(plan, stats)
+
+    def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
+        if not kernels.accelerates(plan, operands):
+            return super().vjp(plan, operands)
+        y, stats = kernels.forward(plan, operands)
+        return y, kernels.batch_stats(plan, stats), lambda dy: kernels.vjp(plan, operands, stats, dy)

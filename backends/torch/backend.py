@@ -9,6 +9,7 @@ import array_api_compat.torch as xp
 import torch
 from torch.autograd import forward_ad
 
+from normkit.backends import kernels
 from normkit.backends.protocol import Array, ArrayBackend
 from normkit.core.moments import Habits, Moments, rescue_always, rescue_if_needed
 from normkit.core.normalize import BatchStats, Gradients, Operands, forward, returned_stats, vjp
@@ -39,6 +40,12 @@ class TorchBackend(ArrayBackend):
         if x.device.type == "cuda" and x.dtype in (torch.float16, torch.bfloat16) and _autocast(plan, "cuda"):
             operands = operands._replace(x=x.float())
         recorded = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in operands)
+        if not _traced(x) and kernels.accelerates(plan, operands):
+            if not recorded:
+                y, packed = kernels.forward(plan, operands, save=plan.layer == "batch_norm_train")
+                return y, kernels.batch_stats(plan, packed)
+            y, *stats = _Fused.apply(plan, *operands)
+            return y, BatchStats(*stats) if stats else None
         if not recorded or _traced(x):
             return _plain(plan, operands)
         y, *stats = _Normalize.apply(plan, *operands)
@@ -114,4 +121,36 @@ class _Normalize(torch.autograd.Function):
             used = Moments(mean, residue, None, rstd, ctx.count)
         needs = dict(zip(Operands._fields, ctx.needs_input_grad[1:], strict=True))
         found = vjp(xp, ctx.plan, operands, used, dy, habits, needs=Gradients(*map(needs.get, Gradients._fields)))
+        return None, found.x, found.weight, found.bias, found.mean, found.var, None
+
+
+class _Fused(torch.autograd.Function):
+    """:class:`_Normalize` by the kernels; a gradient of the gradient is made of differentiable operations."""
+
+    @staticmethod
+    def forward(ctx, plan, *arrays):
+        y, packed = kernels.forward(plan, Operands(*arrays))
+        ctx.plan = plan
+        ctx.save_for_backward(*arrays, packed)
+        stats = kernels.batch_stats(plan, packed)
+        if stats is None:
+            return (y,)
+        ctx.mark_non_differentiable(stats.mean, stats.var)
+        ctx.set_materialize_grads(False)
+        return y, *stats
+
+    @staticmethod
+    def backward(ctx, dy, *_):
+        if dy is None:
+            return (None,) * 7
+        *arrays, packed = ctx.saved_tensors
+        operands = Operands(*arrays)
+        needed = dict(zip(Operands._fields, ctx.needs_input_grad[1:], strict=True))
+        needs = Gradients(*map(needed.get, Gradients._fields))
+        if torch.is_grad_enabled():
+            habits = _habits(ctx.plan, operands.x)
+            used = forward(xp, ctx.plan, operands, habits)[1]
+            found = vjp(xp, ctx.plan, operands, used, dy, habits, needs=needs)
+        else:
+            found = kernels.vjp(ctx.plan, operands, packed, dy, needs)
         return None, found.x, found.weight, found.bias, found.mean, found.var, None

@@ -1,0 +1,151 @@
+"""Fused CPU kernels for NumPy and PyTorch, and the one place that decides when they serve a call.
+
+``NORMKIT_KERNELS`` is ``1`` (the default: wherever they are of use), ``0`` (never) or ``require`` (a call that they
+cannot serve raises). ``NORMKIT_ISA`` names an instruction set of :func:`info`; ``NORMKIT_HUGEPAGES=0`` leaves large
+outputs on small pages.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from normkit.backends.kernels.libraries import library_of
+from normkit.backends.kernels.routes import KINDS, Route, route
+from normkit.core.moments import Moments
+from normkit.core.normalize import BatchStats, Gradients, Operands
+from normkit.core.plan import Plan
+
+try:
+    from normkit.backends.kernels import _kernels  # type: ignore[attr-defined]
+except ImportError as _error:
+    if os.environ.get("NORMKIT_ISA"):
+        raise
+    _kernels, _missing = None, f"The kernels are not built into this installation ({_error})."
+
+Array = Any
+ALL = Gradients(True, True, True, True, True)
+
+mode = os.environ.get("NORMKIT_KERNELS", "1")
+if mode not in ("0", "1", "require"):
+    raise ValueError(f"NORMKIT_KERNELS must be 0, 1 or require; received {mode!r}.")
+
+
+class KernelError(RuntimeError):
+    """A kernel was required and cannot serve the call."""
+
+
+def accelerates(plan: Plan, operands: Operands) -> bool:
+    """Whether a kernel serves this call: then :func:`forward` and :func:`vjp` take the place of the core's."""
+    if mode == "0":
+        return False
+    reason = refusal(plan, operands)
+    if reason is not None and mode == "require" and not plan.empty:
+        raise KernelError(f"NORMKIT_KERNELS=require, but no kernel serves this {plan.layer}: {reason}")
+    return reason is None
+
+
+def refusal(plan: Plan, operands: Operands) -> str | None:
+    """Why no kernel serves this call; ``None`` where one does."""
+    if _kernels is None:
+        return _missing
+    x, weight, bias, mean, var, mask = operands
+    library = library_of(type(x))
+    if library is None:
+        return f"arrays of type {type(x).__qualname__} have none."
+    if mask is not None:
+        return "a mask was given."
+    layout = library.layout(x)
+    if layout is None:
+        return "x is not a plain, dense float array in host memory, row-major or channels last."
+    if route(plan, layout == "last") is None:
+        return f"there is none for axes {plan.axes} of shape {plan.view}, {layout}."
+    for operand in (weight, bias, mean, var):
+        if operand is not None and not library.plain(operand):
+            return "a parameter is not a plain, contiguous float array in host memory."
+    return None
+
+
+def forward(plan: Plan, operands: Operands, *, save: bool = True) -> tuple[Array, Array | None]:
+    """``y`` and the packed statistics: one row each of mean, residue, var, rstd, or of var, rstd where not centred.
+
+    There are no statistics where they were brought along, or where ``save`` is false.
+    """
+    x, weight, bias, mean, var, _ = operands
+    library, at = _found(operands, plan)
+    y = library.empty_like(x)
+    stats = library.statistics(x, 4 if plan.center else 2, at.moments_shape) if save and mean is None else None
+    _call(library, False, plan, at, x, None, weight, bias, mean, var, y, stats, None, None, None, None)
+    return y, stats
+
+
+def vjp(plan: Plan, operands: Operands, stats: Array | None, dy: Array, needs: Gradients = ALL) -> Gradients:
+    """Gradients of ``sum(y * dy)`` for the operands that are given and that ``needs`` marks."""
+    x, weight, bias, mean, var, _ = operands
+    library, at = _found(operands, plan)
+    dy = library.like(dy, x)
+    out = Gradients(
+        library.empty_like(x) if needs.x else None,
+        *(
+            library.empty_like(operand) if operand is not None and needed else None
+            for operand, needed in zip((weight, bias, mean, var), needs[1:], strict=True)
+        ),
+    )
+    _call(library, True, plan, at, x, dy, weight, bias, mean, var, out.x, stats, *out[1:])
+    return out
+
+
+def moments(plan: Plan, stats: Array) -> Moments:
+    """The packed statistics as the core knows them."""
+    count = plan.count or 0
+    if plan.center:
+        return Moments(stats[0], stats[1], stats[2], stats[3], count)
+    return Moments(None, None, stats[0], stats[1], count)
+
+
+def batch_stats(plan: Plan, stats: Array | None) -> BatchStats | None:
+    """The packed statistics as they leave :func:`normkit.batch_norm_train`; ``None`` for every other layer."""
+    if stats is None or plan.layer != "batch_norm_train":
+        return None
+    return BatchStats((stats[0] + stats[1]).reshape(plan.stats_shape), stats[2].reshape(plan.stats_shape), plan.count)
+
+
+def _found(operands: Operands, plan: Plan) -> tuple[Any, Route]:
+    library = library_of(type(operands.x))
+    at = route(plan, library.layout(operands.x) == "last")
+    assert at is not None, "accelerates() was not asked"
+    return library, at
+
+
+def _call(library, backward: bool, plan: Plan, at: Route, *arrays: Array | None) -> None:
+    _kernels.call(
+        backward, at.kind, at.outer, at.groups, at.channels, at.inner, plan.eps, plan.weight_offset, plan.center,
+        *(library.exported(arrays)),
+    )  # fmt: skip
+
+
+def limit_threads(count: int) -> None:
+    """Use at most ``count`` threads; 0 lifts the limit. Results do not depend on it."""
+    if _kernels is not None:
+        _kernels.limit_threads(count)
+
+
+def info() -> dict[str, Any]:
+    """What is in use: the mode, and where the kernels are built the instruction set, threads and page size."""
+    if _kernels is None:
+        return {"mode": mode, "built": False, "reason": _missing}
+    return {"mode": mode, "built": True, "kernels": KINDS, **_kernels.info()}
+
+
+__all__ = [
+    "KernelError",
+    "accelerates",
+    "batch_stats",
+    "forward",
+    "info",
+    "limit_threads",
+    "mode",
+    "moments",
+    "refusal",
+    "vjp",
+]

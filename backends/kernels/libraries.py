@@ -1,0 +1,126 @@
+"""What the kernels need of an array library: is this plain memory, and new arrays of the same kind."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+Array = Any
+
+_known: dict[type, Any] = {}
+
+
+def library_of(kind: type):
+    """The library of an array type; ``None`` where it is unknown, as a subclass is (its memory may mean anything)."""
+    try:
+        return _known[kind]
+    except KeyError:
+        found = _known[kind] = _find(kind)
+        return found
+
+
+def _find(kind: type):
+    import numpy as np
+
+    if kind is np.ndarray:
+        return NumpyArrays(np)
+    torch = sys.modules.get("torch")
+    if torch is not None and kind in (torch.Tensor, torch.nn.Parameter):
+        return TorchArrays(torch)
+    return None
+
+
+class NumpyArrays:
+    """NumPy, with the bfloat16 of ml_dtypes as its bits."""
+
+    def __init__(self, np) -> None:
+        self.np = np
+        self._plain = {np.dtype(t): True for t in ("f2", "f4", "f8")}
+
+    def _known_dtype(self, dtype) -> bool:
+        known = self._plain.get(dtype)
+        if known is None:
+            known = self._plain[dtype] = dtype.name == "bfloat16"
+        return known
+
+    def layout(self, x: Array) -> str | None:
+        """``"first"`` for row-major memory, ``"last"`` for axis 1 innermost, else ``None``."""
+        if not self._known_dtype(x.dtype):
+            return None
+        if x.flags.c_contiguous:
+            return "first"
+        last = x.ndim > 2 and x.transpose(0, *range(2, x.ndim), 1).flags.c_contiguous
+        return "last" if last else None
+
+    def plain(self, x: Array) -> bool:
+        """Whether a parameter can be read where it is."""
+        return type(x) is self.np.ndarray and x.flags.c_contiguous and self._known_dtype(x.dtype)
+
+    def empty_like(self, x: Array) -> Array:
+        """An array of x's shape, dtype and layout."""
+        return self.np.empty_like(x)
+
+    def like(self, dy: Array, x: Array) -> Array:
+        """``dy`` in x's dtype and layout."""
+        if dy.dtype == x.dtype and dy.strides == x.strides and type(dy) is self.np.ndarray:
+            return dy
+        laid = self.np.empty_like(x)
+        laid[...] = dy
+        return laid
+
+    def statistics(self, x: Array, rows: int, shape: tuple[int, ...]) -> Array:
+        """Room for the packed statistics, in the accumulation dtype."""
+        return self.np.empty((rows, *shape), "f8" if x.dtype.char == "d" else "f4")
+
+    def exported(self, arrays):
+        """The arrays as the extension takes them."""
+        plain = self._plain
+        for a in arrays:
+            if a is not None and a.dtype.char not in "efd":
+                return [
+                    a.view("u2") if a is not None and a.dtype.char not in "efd" and plain[a.dtype] else a
+                    for a in arrays
+                ]
+        return arrays
+
+
+class TorchArrays:
+    """PyTorch tensors in host memory."""
+
+    def __init__(self, torch) -> None:
+        self.torch = torch
+        self._plain = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+    def layout(self, x: Array) -> str | None:
+        """``"first"`` for contiguous, ``"last"`` for torch's channels-last formats, else ``None``."""
+        if not x.is_cpu or x.dtype not in self._plain or x.layout is not self.torch.strided or x.is_neg():
+            return None
+        if x.is_contiguous():
+            return "first"
+        ndim = x.ndim
+        if ndim == 4:
+            return "last" if x.is_contiguous(memory_format=self.torch.channels_last) else None
+        return "last" if ndim == 5 and x.is_contiguous(memory_format=self.torch.channels_last_3d) else None
+
+    def plain(self, x: Array) -> bool:
+        """Whether a parameter can be read where it is."""
+        return x.is_cpu and x.dtype in self._plain and x.layout is self.torch.strided and x.is_contiguous()
+
+    def empty_like(self, x: Array) -> Array:
+        """A tensor of x's shape, dtype and layout."""
+        return self.torch.empty_like(x)
+
+    def like(self, dy: Array, x: Array) -> Array:
+        """``dy`` in x's dtype and layout."""
+        if dy.dtype == x.dtype and dy.stride() == x.stride() and not dy.is_neg():
+            return dy
+        return self.torch.empty_like(x).copy_(dy)
+
+    def statistics(self, x: Array, rows: int, shape: tuple[int, ...]) -> Array:
+        """Room for the packed statistics, in the accumulation dtype."""
+        torch = self.torch
+        return torch.empty((rows, *shape), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+    def exported(self, arrays):
+        """The arrays as the extension takes them."""
+        return arrays

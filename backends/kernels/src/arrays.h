@@ -1,0 +1,32 @@
+// Arrays of Python as plain memory: the buffer protocol, and PyTorch through the DLPack C exchange API.
+#pragma once
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "kernels.h"
+
+namespace normkit {
+
+// One argument's memory for the duration of a call. Nothing is copied or converted: what does not fit raises.
+class Array {
+ public:
+  ~Array();
+  // False with a Python exception. None leaves the array empty.
+  bool open(PyObject *object, const char *name, bool written);
+  bool expect(const char *name, int64_t wanted) const;
+  bool overlaps(const Array &other) const;
+
+  void *data = nullptr;
+  int type = NONE;
+  int64_t count = 0;
+
+  int64_t bytes() const { return count * size_of(type); }
+
+ private:
+  bool open_dlpack(PyObject *object, const char *name, const void *api);
+  bool open_buffer(PyObject *object, const char *name, bool written);
+  bool hold_open_ = false;
+  Py_buffer hold_;
+};
+
+}  // namespace normkit

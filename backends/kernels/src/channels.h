@@ -1,0 +1,280 @@
+// One statistic per channel of x[outer][channels][inner]: batch norm channels first, with its own or given statistics.
+#pragma once
+#include "rows.h"
+
+namespace normkit {
+namespace {
+
+// Each channel is cut into the same chunks whatever the threads do: `runs` whole runs of `inner`, or a piece of one run.
+struct Chunks {
+  i64 outer, inner, runs, pieces, count;
+
+  Chunks(i64 outer, i64 inner) : outer(outer), inner(inner) {
+    runs = inner >= kChunk ? 1 : least(outer, kChunk / inner);
+    pieces = ceil_div(inner, kChunk);
+    count = inner >= kChunk ? outer * pieces : ceil_div(outer, runs);
+  }
+  i64 first(i64 chunk) const { return runs > 1 || pieces == 1 ? chunk * runs : chunk / pieces; }
+  i64 last(i64 chunk) const { return runs > 1 || pieces == 1 ? least(outer, (chunk + 1) * runs) : chunk / pieces + 1; }
+  i64 start(i64 chunk) const { return pieces == 1 ? 0 : chunk % pieces * kChunk; }
+  i64 length(i64 chunk) const { return pieces == 1 ? inner : least(kChunk, inner - start(chunk)); }
+};
+
+// How channels and chunks are shared out: blocks of neighbouring channels so that runs are long enough to fetch, and, where
+// a block outgrows the caches or the blocks are few, ranges of chunks.
+struct Shares {
+  static constexpr i64 kBlock = 16;
+  i64 block, blocks, range, ranges;
+
+  Shares(const Args &a, const Chunks &chunks) {
+    const i64 item = size_of(a.xtype), run = a.inner * item, bytes = a.outer * run;
+    block = least(least(kBlock, ceil_div(8192, run)), most(1, a.channels / 8));
+    while (block > 1 && block * bytes > (i64(1) << 20) && block * run > 2048) block = ceil_div(block, 2);
+    blocks = ceil_div(a.channels, block);
+    const bool split = block * bytes > (i64(3) << 20) || (blocks < 16 && bytes > (i64(1) << 16));
+    ranges = split ? least(chunks.count, most(1, ceil_div(block * bytes, i64(1) << 18))) : 1;
+    range = ceil_div(chunks.count, ranges);
+    ranges = ceil_div(chunks.count, range);
+  }
+};
+
+// What one channel's elements become: (x - mean) * scale + shift.
+template <class A> struct Affine {
+  A mean, scale, shift;
+};
+
+template <class T> struct Channels {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  const Args &a;
+  Chunks chunks;
+  Shares shares;
+
+  explicit Channels(const Args &a) : a(a), chunks(a.outer, a.inner), shares(a, chunks) {}
+
+  const T *x(i64 n, i64 c) const { return (const T *)a.x + (n * a.channels + c) * a.inner; }
+  const T *dy(i64 n, i64 c) const { return (const T *)a.dy + (n * a.channels + c) * a.inner; }
+  T *y(i64 n, i64 c) const { return (T *)a.y + (n * a.channels + c) * a.inner; }
+  Set<const T> channel(i64 c) const { return {x(0, c), a.outer, a.channels * a.inner, a.inner}; }
+
+  // f(task, first channel, end, first chunk, end) for every share.
+  template <class F> void share(bool backwards, const F &f) const {
+    const i64 tasks = shares.blocks * shares.ranges;
+    parallel(a, tasks, [&](i64 task) {
+      const i64 t = backwards ? tasks - 1 - task : task, c = t / shares.ranges * shares.block, k = t % shares.ranges * shares.range;
+      f(c, least(a.channels, c + shares.block), k, least(chunks.count, k + shares.range));
+    });
+  }
+
+  // The spread of each chunk of channels [c, end), about that channel's pivot, to spreads[channel][chunk].
+  void spreads(i64 c, i64 end, i64 k, i64 kend, Spread *out) const {
+    A pivot[Shares::kBlock];
+    for (i64 i = c; i < end; ++i) pivot[i - c] = pivot_of(x(0, i), a.inner);
+    for (; k < kend; ++k) {
+      const i64 first = chunks.first(k), last = chunks.last(k), start = chunks.start(k), length = chunks.length(k);
+      const double n = double((last - first) * length);
+      V s[Shares::kBlock], q[Shares::kBlock];
+      for (i64 i = c; i < end; ++i) s[i - c] = q[i - c] = V{};
+      for (i64 o = first; o < last; ++o)
+        for (i64 i = c; i < end; ++i) add_run<T, true>(x(o, i) + start, length, pivot[i - c], s[i - c], q[i - c]);
+      for (i64 i = c; i < end; ++i) {
+        Spread &spread = out[i * chunks.count + k];
+        double ds = sum(s[i - c]), dq = sum(q[i - c]), shift = 0;
+        if (!near(n, ds, dq)) {
+          const A again = A(double(pivot[i - c]) + ds / n);
+          shift = double(again) - double(pivot[i - c]);
+          V s2{}, q2{};
+          for (i64 o = first; o < last; ++o) add_run<T, true>(x(o, i) + start, length, again, s2, q2);
+          ds = sum(s2), dq = sum(q2);
+        }
+        spread = Spread{n, shift + ds / n, centred(n, ds, dq)};
+      }
+    }
+  }
+
+  Moments<A> moments(i64 c, const Spread *spreads) const {
+    Spread all;
+    for (i64 k = 0; k < chunks.count; ++k) all.merge(spreads[c * chunks.count + k]);
+    return finish<A>(all, pivot_of(x(0, c), a.inner), a.eps);
+  }
+
+  void apply(i64 c, i64 end, i64 k, i64 kend, const Affine<A> *affine) const {
+    for (; k < kend; ++k) {
+      const i64 start = chunks.start(k), length = chunks.length(k);
+      for (i64 o = chunks.first(k); o < chunks.last(k); ++o)
+        for (i64 i = c; i < end; ++i) {
+          const T *p = x(o, i) + start;
+          const Affine<A> f = affine[i];
+          map(y(o, i) + start, length, a.stream,
+              [=](auto tag, i64 j) { return (tag.at(p + j) - f.mean) * f.scale + f.shift; });
+        }
+    }
+    if (a.stream) fence();
+  }
+
+  // A channel whose squares left the range: as a whole, in double.
+  void apply_exact(i64 c, const Exact &exact, double weight, double bias) const {
+    for (i64 o = 0; o < a.outer; ++o)
+      for (i64 i = 0; i < a.inner; ++i) put(y(o, c) + i, A(exact(x(o, c) + i) * weight + bias));
+  }
+};
+
+template <class A> inline Moments<A> given_moments(const Args &a, i64 c) {
+  Moments<A> m{};
+  const A var = A(get_any(a.given_var, a.vtype, c));
+  const double spread = double(var) + a.eps;
+  m.mean = A(get_any(a.given_mean, a.mtype, c));
+  if (m.mean != m.mean) m.mean = A(__builtin_nan(""));
+  m.var = var;
+  m.root = 1 / sqrt(a.eps == 0 && !(spread > 0) ? 1 : spread);
+  m.rstd = A(m.root);
+  if (m.rstd != m.rstd) m.rstd = A(m.root = __builtin_nan(""));
+  return m;
+}
+
+template <class T> bool channels_forward(const Args &a) {
+  using A = Acc<T>;
+  const Channels<T> job(a);
+  Scratch memory;
+  const A *w = param<A>(memory, a.weight, a.wtype, a.channels, 1, a.offset, std::is_same_v<T, bfloat>);
+  const A *b = param<A>(memory, a.bias, a.btype, a.channels, 0, 0, std::is_same_v<T, bfloat>);
+  Affine<A> *affine = memory.take<Affine<A>>(a.channels);
+  Spread *spreads = a.given() ? nullptr : memory.take<Spread>(a.channels * job.chunks.count);
+  bool *extreme = memory.take<bool>(a.channels);
+  if (memory.failed) return false;
+
+  const auto settle = [&](i64 c) {
+    const Moments<A> m = a.given() ? given_moments<A>(a, c) : job.moments(c, spreads);
+    extreme[c] = m.exact;
+    affine[c] = {m.mean, m.scale(get(w + c)), m.shift(get(w + c), get(b + c))};
+    save(a, c, m);
+  };
+  const auto rewrite = [&](i64 c) {
+    Moments<A> m{};
+    const Exact exact(job.channel(c), a.eps, true, m);
+    job.apply_exact(c, exact, get(w + c), get(b + c));
+    save(a, c, m);
+  };
+  bool any = false;
+  if (a.given() || job.shares.ranges > 1) {
+    if (!a.given()) job.share(false, [&](i64 c, i64 end, i64 k, i64 kend) { job.spreads(c, end, k, kend, spreads); });
+    for (i64 c = 0; c < a.channels; ++c) settle(c);
+    job.share(!a.given(), [&](i64 c, i64 end, i64 k, i64 kend) { job.apply(c, end, k, kend, affine); });
+  } else {
+    job.share(false, [&](i64 c, i64 end, i64 k, i64 kend) {
+      job.spreads(c, end, k, kend, spreads);
+      for (i64 i = c; i < end; ++i) settle(i);
+      job.apply(c, end, k, kend, affine);
+    });
+  }
+  for (i64 c = 0; c < a.channels; ++c) any = any || extreme[c];
+  if (any)
+    parallel(a, a.channels, [&](i64 c) {
+      if (extreme[c]) rewrite(c);
+    });
+  return true;
+}
+
+template <class T> bool channels_backward(const Args &a) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  constexpr int W = kLanes<A>;
+  const Channels<T> job(a);
+  const Chunks &chunks = job.chunks;
+  struct Sums {
+    double dy, dyx;
+  };
+  Scratch memory;
+  const double n = double(a.outer) * double(a.inner);
+  const A *w = param<A>(memory, a.weight, a.wtype, a.channels, 1, a.offset, std::is_same_v<T, bfloat>);
+  Sums *parts = memory.take<Sums>(a.channels * chunks.count);
+  Moments<A> *moments = memory.take<Moments<A>>(a.channels);
+  Sums *means = memory.take<Sums>(a.channels);
+  if (memory.failed) return false;
+  for (i64 c = 0; c < a.channels; ++c) moments[c] = a.given() ? given_moments<A>(a, c) : saved<A>(a, c);
+
+  const auto gather = [&](i64 c, i64 end, i64 k, i64 kend) {
+    for (; k < kend; ++k) {
+      const i64 start = chunks.start(k), length = chunks.length(k);
+      V s[Shares::kBlock], q[Shares::kBlock];
+      for (i64 i = c; i < end; ++i) s[i - c] = q[i - c] = V{};
+      double tail[Shares::kBlock][2] = {};
+      for (i64 o = chunks.first(k); o < chunks.last(k); ++o)
+        for (i64 i = c; i < end; ++i) {
+          const T *x = job.x(o, i) + start, *dy = job.dy(o, i) + start;
+          const Moments<A> m = moments[i];
+          V s0 = s[i - c], q0 = q[i - c], s1{}, q1{};
+          i64 j = 0;
+          for (; j + 2 * W <= length; j += 2 * W) {
+            const V g = load(dy + j), h = load(dy + j + W);
+            s0 += g, q0 += g * (m(load(x + j)));
+            s1 += h, q1 += h * (m(load(x + j + W)));
+          }
+          for (; j + W <= length; j += W) {
+            const V g = load(dy + j);
+            s0 += g, q0 += g * (m(load(x + j)));
+          }
+          if (j < length && length >= W) {
+            const V g = last_lanes<A>(load(dy + length - W), length - j);
+            const V v = last_lanes<A>(m(load(x + length - W)), length - j);
+            s0 += g, q0 += g * v;
+            j = length;
+          }
+          for (; j < length; ++j) {
+            const A g = get(dy + j);
+            tail[i - c][0] += g, tail[i - c][1] += g * (m(get(x + j)));
+          }
+          s[i - c] = s0 + s1, q[i - c] = q0 + q1;
+        }
+      for (i64 i = c; i < end; ++i)
+        parts[i * chunks.count + k] = {sum(s[i - c]) + tail[i - c][0], sum(q[i - c]) + tail[i - c][1]};
+    }
+  };
+  const auto settle = [&](i64 c) {
+    Sums all{};
+    for (i64 k = 0; k < chunks.count; ++k) {
+      all.dy += parts[c * chunks.count + k].dy, all.dyx += parts[c * chunks.count + k].dyx;
+    }
+    const double rstd = moments[c].rstd, weight = get(w + c);
+    if (a.dweight) put_any(a.dweight, a.wtype, c, all.dyx);
+    if (a.dbias) put_any(a.dbias, a.btype, c, all.dy);
+    if (a.dmean) put_any(a.dmean, a.mtype, c, -weight * rstd * all.dy);
+    if (a.dvar) put_any(a.dvar, a.vtype, c, -0.5 * weight * rstd * rstd * all.dyx);
+    means[c] = a.given() ? Sums{} : Sums{all.dy / n, all.dyx / n};
+  };
+  const auto apply = [&](i64 c, i64 end, i64 k, i64 kend) {
+    if (!a.y) return;
+    for (; k < kend; ++k) {
+      const i64 start = chunks.start(k), length = chunks.length(k);
+      for (i64 o = chunks.first(k); o < chunks.last(k); ++o)
+        for (i64 i = c; i < end; ++i) {
+          const T *x = job.x(o, i) + start, *dy = job.dy(o, i) + start;
+          const Moments<A> m = moments[i];
+          const A scale = m.scale(get(w + i)), mean = A(means[i].dy), slope = A(means[i].dyx);
+          if (a.given()) {
+            map(job.y(o, i) + start, length, a.stream, [=](auto tag, i64 j) { return tag.at(dy + j) * scale; });
+          } else {
+            map(job.y(o, i) + start, length, a.stream, [=](auto tag, i64 j) {
+              return ((tag.at(dy + j) - mean) - m(tag.at(x + j)) * slope) * scale;
+            });
+          }
+        }
+    }
+    if (a.stream) fence();
+  };
+  if (job.shares.ranges > 1) {
+    job.share(false, gather);
+    for (i64 c = 0; c < a.channels; ++c) settle(c);
+    job.share(true, apply);
+  } else {
+    job.share(false, [&](i64 c, i64 end, i64 k, i64 kend) {
+      gather(c, end, k, kend);
+      for (i64 i = c; i < end; ++i) settle(i);
+      apply(c, end, k, kend);
+    });
+  }
+  return true;
+}
+
+}  // namespace
+}  // namespace normkit

@@ -1,0 +1,58 @@
+// The table of kernels for the instruction set that this file is compiled for; it is compiled once for each.
+#include "columns_backward.h"
+
+#ifndef NORMKIT_TABLE
+#define NORMKIT_TABLE table_base
+#endif
+
+namespace normkit {
+namespace {
+
+// Past the caches only where whole vectors are written: a partly written line costs several times its share.
+template <class T> bool may_stream(const Args &a, Kind kind) {
+  constexpr int W = kBytes / sizeof(T);
+  if (!a.stream || !a.y || uintptr_t(a.y) % sizeof(T)) return false;
+  const bool aligned = uintptr_t(a.y) % kBytes == 0;
+  if (kind == COLUMNS) return aligned && Columns<T>(a).width % W == 0 && (a.outer == 1 || a.size() / a.outer % W == 0);
+  const i64 run = kind == ROWS && a.inner == 1 ? a.channels : a.inner;
+  return run >= 1024 || (kind == ROWS && aligned && run % W == 0);
+}
+
+template <Kind kind, template <class> class Call> bool typed(const Args &a) {
+  Args args = a;
+  const auto call = [&](auto t) {
+    using T = decltype(t);
+    args.stream = may_stream<T>(args, kind);
+    return Call<T>::call(args);
+  };
+  switch (a.xtype) {
+    case F32: return call(float{});
+    case F64: return call(double{});
+    case F16: return call(half{});
+    default: return call(bfloat{});
+  }
+}
+
+#define NORMKIT_KERNEL(name) \
+  template <class T> struct Call_##name { \
+    static bool call(const Args &a) { return name<T>(a); } \
+  };
+NORMKIT_KERNEL(rows_forward)
+NORMKIT_KERNEL(rows_backward)
+NORMKIT_KERNEL(channels_forward)
+NORMKIT_KERNEL(channels_backward)
+NORMKIT_KERNEL(columns_forward)
+NORMKIT_KERNEL(columns_backward)
+#undef NORMKIT_KERNEL
+
+}  // namespace
+
+const Table &NORMKIT_TABLE() {
+  static const Table table = {
+      {typed<ROWS, Call_rows_forward>, typed<CHANNELS, Call_channels_forward>, typed<COLUMNS, Call_columns_forward>},
+      {typed<ROWS, Call_rows_backward>, typed<CHANNELS, Call_channels_backward>, typed<COLUMNS, Call_columns_backward>},
+  };
+  return table;
+}
+
+}  // namespace normkit

@@ -1,0 +1,347 @@
+// Every statistic over one contiguous row: layer and RMS norm, group and instance norm channels first.
+#pragma once
+#include "moments.h"
+
+namespace normkit {
+namespace {
+
+template <class T, bool center> inline Moments<Acc<T>> row_moments(const T *x, i64 n, double eps) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  const A pivot = center ? pivot_of(x, n) : A(0);
+  Spread spread;
+  for (i64 i = 0; i < n; i += kChunk) {
+    const i64 k = least(kChunk, n - i);
+    V vs{}, vq{};
+    add_run<T, center>(x + i, k, pivot, vs, vq);
+    double s = sum(vs), q = sum(vq);
+    if (!center) {
+      spread.n += double(k), spread.m2 += q;
+    } else if (near(double(k), s, q)) {
+      spread.merge(double(k), s / double(k), centred(double(k), s, q));
+    } else {
+      const A again = A(double(pivot) + s / double(k));
+      vs = vq = V{};
+      add_run<T, center>(x + i, k, again, vs, vq);
+      s = sum(vs), q = sum(vq);
+      spread.merge(double(k), (double(again) - double(pivot)) + s / double(k), centred(double(k), s, q));
+    }
+  }
+  return finish<A>(spread, pivot, eps);
+}
+
+template <class T, bool center>
+inline void forward_row(const Args &a, const Acc<T> *weight, const Acc<T> *bias, i64 row) {
+  using A = Acc<T>;
+  const i64 n = a.channels * a.inner, first = row % a.groups * a.channels;
+  const T *x = (const T *)a.x + row * n;
+  T *y = (T *)a.y + row * n;
+  const A *w = weight + first, *b = bias + first;
+  Moments<A> m = row_moments<T, center>(x, n, a.eps);
+  if (m.exact) {
+    const Exact exact(Set<const T>{x, 1, 0, n}, a.eps, center, m);
+    for (i64 i = 0; i < n; ++i) put(y + i, A(exact(x + i) * get(w + i / a.inner) + get(b + i / a.inner)));
+  } else if (a.inner == 1) {
+    map(y, n, a.stream, [=](auto tag, i64 i) {
+      if constexpr (center) return m(tag.at(x + i)) * tag.at(w + i) + tag.at(b + i);
+      else return tag.at(x + i) * m.rstd * tag.at(w + i) + tag.at(b + i);
+    });
+  } else {
+    for (i64 k = 0; k < a.channels; ++k) {
+      const A scale = m.scale(get(w + k)), shift = m.shift(get(w + k), get(b + k));
+      const T *xk = x + k * a.inner;
+      map(y + k * a.inner, a.inner, a.stream, [=](auto tag, i64 i) {
+        if constexpr (center) return (tag.at(xk + i) - m.mean) * scale + shift;
+        else return tag.at(xk + i) * scale + shift;
+      });
+    }
+  }
+  save(a, row, m);
+}
+
+// Four short rows at once, weights along the row: their sums share the latency of the reductions, and weights are loaded once.
+template <class T, bool center> inline void forward_four(const Args &a, const Acc<T> *w, const Acc<T> *b, i64 row) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  constexpr int W = kLanes<A>;
+  const i64 n = a.channels;
+  const double count = double(n), share = 1 / count;
+  const T *x[4];
+  T *y[4];
+  A pivot[4];
+  V vs[4], vq[4];
+  double s[4], q[4];
+  for (int r = 0; r < 4; ++r) x[r] = (const T *)a.x + (row + r) * n, y[r] = (T *)a.y + (row + r) * n;
+  for (int r = 0; r < 4; ++r) pivot[r] = 0;
+  if (center) {
+    const i64 k = n / W < 4 ? 1 : 4;
+    const A part = 1 / A(k * W);
+    for (int r = 0; r < 4; ++r) {
+      const A first = get(x[r]);
+      V v = load(x[r]) - first;
+      if (k == 4) v += (load(x[r] + W) - first) + ((load(x[r] + 2 * W) - first) + (load(x[r] + 3 * W) - first));
+      vs[r] = v;
+    }
+    sums(vs, s);
+    for (int r = 0; r < 4; ++r) pivot[r] = get(x[r]) + A(s[r]) * part;
+  }
+  for (int r = 0; r < 4; ++r) {
+    V vsum{}, squares{};
+    add_run<T, center>(x[r], n, pivot[r], vsum, squares);
+    vs[r] = vsum, vq[r] = squares;
+  }
+  sums(vs, s), sums(vq, q);
+  double mean[4], var[4], rstd[4];
+  bool plain[4];
+  for (int r = 0; r < 4; ++r) plain[r] = !center || near(count, s[r], q[r]);
+  for (int r = 0; r < 4; ++r) {
+    mean[r] = center ? s[r] * share : 0;
+    const double v = (center ? q[r] - s[r] * mean[r] : q[r]) * share;
+    var[r] = v < 0 ? 0 : v;
+  }
+  for (int r = 0; r < 4; ++r) rstd[r] = 1 / sqrt(var[r] + a.eps);
+  for (int r = 0; r < 4; ++r) plain[r] &= Range<A>::holds(var[r], a.eps);
+  V m[4], drift[4], scale[4];
+  for (int r = 0; r < 4; ++r) {
+    const A rounded = A(pivot[r] + mean[r]), rest = A((double(pivot[r]) - double(rounded)) + mean[r]);
+    m[r] = splat(rounded), drift[r] = splat(A(-double(rest) * rstd[r])), scale[r] = splat(A(rstd[r]));
+    save(a, row + r, Moments<A>{rounded, rest, A(var[r]), A(rstd[r]), 0, 0, false});
+  }
+  const auto at = [&](int r, i64 i, V wi, V bi) {
+    if constexpr (center) return ((load(x[r] + i) - m[r]) * scale[r] + drift[r]) * wi + bi;
+    else return load(x[r] + i) * scale[r] * wi + bi;
+  };
+  const auto rows = [&](i64 i, auto streamed) {
+    const V w1 = load(w + i), b1 = load(b + i), w2 = load(w + i + W), b2 = load(b + i + W);
+    for (int r = 0; r < 4; ++r) store<decltype(streamed)::value>(y[r] + i, at(r, i, w1, b1), at(r, i + W, w2, b2));
+  };
+  i64 i = 0;
+  if (a.stream && n % (kBytes / i64(sizeof(T))) == 0 && uintptr_t(y[0]) % kBytes == 0)
+    for (; i + 2 * W <= n; i += 2 * W) rows(i, std::true_type{});
+  for (; i + 2 * W <= n; i += 2 * W) rows(i, std::false_type{});
+  for (; i < n; i += W) {
+    const i64 k = least(i, n - W);
+    for (int r = 0; r < 4; ++r) store(y[r] + k, at(r, k, load(w + k), load(b + k)));
+  }
+  if (plain[0] & plain[1] & plain[2] & plain[3]) return;
+  // Rows far from their pivot, or out of range, once more by themselves: what the others get does not depend on them.
+  if (a.stream) fence();
+  for (int r = 0; r < 4; ++r)
+    if (!plain[r]) forward_row<T, center>(a, w, b, row + r);
+}
+
+template <class T, bool center>
+inline void forward_rows(const Args &a, const Acc<T> *w, const Acc<T> *b, i64 row, i64 end) {
+  const i64 n = a.channels;
+  if (a.inner == 1 && a.groups == 1 && n >= kLanes<Acc<T>> && n <= 1024)
+    for (; row + 4 <= end; row += 4) forward_four<T, center>(a, w, b, row);
+  for (; row < end; ++row) forward_row<T, center>(a, w, b, row);
+}
+
+template <class T> bool rows_forward(const Args &a) {
+  using A = Acc<T>;
+  Scratch memory;
+  const i64 rows = a.outer * a.groups, n = a.channels * a.inner, params = a.groups * a.channels;
+  const A *w = param<A>(memory, a.weight, a.wtype, params, 1, a.offset, std::is_same_v<T, bfloat>);
+  const A *b = param<A>(memory, a.bias, a.btype, params, 0, 0, std::is_same_v<T, bfloat>);
+  if (memory.failed) return false;
+  const i64 block = (ceil_div(4 * kChunk, n) + 3) & ~i64(3);
+  parallel(a, ceil_div(rows, block), [&](i64 task) {
+    const i64 row = task * block, end = least(rows, row + block);
+    a.center ? forward_rows<T, true>(a, w, b, row, end) : forward_rows<T, false>(a, w, b, row, end);
+    if (a.stream) fence();
+  });
+  return true;
+}
+
+// Sums of u and u·v over a run, u = dy (times weight), v the standardized x.
+template <class T, bool center, bool weighted>
+inline void project(const T *x, const T *dy, const Acc<T> *w, i64 n, const Moments<Acc<T>> &m, double &s, double &q) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  constexpr int W = kLanes<A>;
+  const auto both = [&](auto tag, i64 i, auto &u, auto &v) {
+    if constexpr (center) v = m(tag.at(x + i));
+    else v = tag.at(x + i) * m.rstd;
+    u = tag.at(dy + i);
+    if constexpr (weighted) u *= tag.at(w + i);
+  };
+  for (i64 start = 0; start < n; start += kChunk) {
+    const i64 end = least(n, start + kChunk);
+    V s0{}, s1{}, q0{}, q1{}, u, v;
+    i64 i = start;
+    for (; i + 2 * W <= end; i += 2 * W) {
+      both(Many{}, i, u, v);
+      s0 += u, q0 += u * v;
+      both(Many{}, i + W, u, v);
+      s1 += u, q1 += u * v;
+    }
+    for (; i + W <= end; i += W) {
+      both(Many{}, i, u, v);
+      s0 += u, q0 += u * v;
+    }
+    if (i < end && n >= W) {
+      both(Many{}, end - W, u, v);
+      u = last_lanes<A>(u, end - i);
+      v = last_lanes<A>(v, end - i);
+      s0 += u, q0 += u * v;
+      i = end;
+    }
+    s += sum(s0 + s1), q += sum(q0 + q1);
+    for (; i < end; ++i) {
+      A us, vs;
+      both(One{}, i, us, vs);
+      s += us, q += us * vs;
+    }
+  }
+}
+
+// dx and the column sums of four rows at a time, weights along the row.
+template <class T, bool center, int rows>
+inline void backward_rows(const Args &a, const Acc<T> *w, i64 row, i64 n, Acc<T> *dw, Acc<T> *db) {
+  using A = Acc<T>;
+  constexpr int W = kLanes<A>;
+  const T *x[rows], *dy[rows];
+  T *dx[rows];
+  Moments<A> m[rows];
+  A c1[rows] = {}, c2[rows] = {};
+  for (int r = 0; r < rows; ++r) {
+    x[r] = (const T *)a.x + (row + r) * n, dy[r] = (const T *)a.dy + (row + r) * n;
+    dx[r] = a.y ? (T *)a.y + (row + r) * n : nullptr;
+    m[r] = saved<A>(a, row + r);
+    if (!a.y) continue;
+    double s = 0, q = 0;
+    project<T, center, true>(x[r], dy[r], w, n, m[r], s, q);
+    c1[r] = A(s / double(n)), c2[r] = A(q / double(n));
+  }
+  const auto step = [&](auto tag, i64 i, auto emit, auto keep) {
+    const auto weight = tag.at(w + i);
+    auto sb = tag.at(db + i), sw = tag.at(dw + i);
+    for (int r = 0; r < rows; ++r) {
+      auto v = tag.at(x[r] + i);
+      if constexpr (center) v = m[r](v);
+      else v = v * m[r].rstd;
+      const auto g = tag.at(dy[r] + i);
+      sb += g, sw += g * v;
+      if (!a.y) continue;
+      auto d = g * weight - v * c2[r];
+      if constexpr (center) d -= c1[r];
+      emit(dx[r] + i, d * m[r].rstd);
+    }
+    keep(db + i, sb), keep(dw + i, sw);
+  };
+  const auto one = [](auto *p, auto v) { put(p, v); };
+  const auto many = [](auto *p, auto v) { store(p, v); };
+  const auto past = [](auto *p, auto v) { store<true>(p, v); };
+  i64 i = 0;
+  if (a.stream && a.y && n % (kBytes / i64(sizeof(T))) == 0) {
+    for (; uintptr_t(dx[0] + i) % kBytes; ++i) step(One{}, i, one, one);
+    for (; i + W <= n; i += W) step(Many{}, i, past, many);
+  }
+  for (; i + W <= n; i += W) step(Many{}, i, many, many);
+  for (; i < n; ++i) step(One{}, i, one, one);
+}
+
+// The sum over partial sums, in their order: out[i] = sum over t of parts[t][i].
+template <class X> inline void reduce(const Args &a, void *out, int type, const X *parts, i64 count, i64 n, i64 stride) {
+  if (!out) return;
+  constexpr i64 kBlock = 512;
+  parallel(a, ceil_div(n, kBlock), [&](i64 task) {
+    double total[kBlock] = {};
+    const i64 first = task * kBlock, size = least(kBlock, n - first);
+    for (i64 t = 0; t < count; ++t)
+      for (i64 i = 0; i < size; ++i) total[i] += parts[t * stride + first + i];
+    for (i64 i = 0; i < size; ++i) put_any(out, type, first + i, total[i]);
+  });
+}
+
+template <class T, bool center> bool rows_backward_flat(const Args &a) {
+  using A = Acc<T>;
+  Scratch memory;
+  const i64 n = a.channels, params = a.groups * n;
+  // The split is by shape alone, so that sums do not depend on the number of threads.
+  const i64 blocks = ceil_div(a.outer, 32), limit = most(1, (i64(1) << 20) / params);
+  const i64 tasks = least(least(blocks, 32), limit), per = ceil_div(a.outer, tasks);
+  const A *w = param<A>(memory, a.weight, a.wtype, params, 1, a.offset, std::is_same_v<T, bfloat>);
+  double *parts = memory.take<double>(tasks * 2 * params);
+  A *sums = memory.take<A>(tasks * 2 * params);
+  if (memory.failed) return false;
+  parallel(a, tasks, [&](i64 task) {
+    double *part = parts + task * 2 * params;
+    A *dw = sums + task * 2 * params, *db = dw + params;
+    memset(part, 0, sizeof(double) * size_t(2 * params));
+    const i64 end = least(a.outer, (task + 1) * per);
+    for (i64 first = task * per; first < end; first += 256) {
+      const i64 last = least(end, first + 256);
+      memset(dw, 0, sizeof(A) * size_t(2 * params));
+      if (a.groups == 1) {
+        i64 row = first;
+        // Long rows one by one: those of four would meet in the same sets of the first-level cache.
+        if (n <= 1024)
+          for (; row + 4 <= last; row += 4) backward_rows<T, center, 4>(a, w, row, n, dw, db);
+        for (; row < last; ++row) backward_rows<T, center, 1>(a, w, row, n, dw, db);
+      } else {
+        for (i64 o = first; o < last; ++o)
+          for (i64 g = 0; g < a.groups; ++g)
+            backward_rows<T, center, 1>(a, w + g * n, o * a.groups + g, n, dw + g * n, db + g * n);
+      }
+      for (i64 i = 0; i < 2 * params; ++i) part[i] += dw[i];
+    }
+    if (a.stream) fence();
+  });
+  reduce(a, a.dweight, a.wtype, parts, tasks, params, 2 * params);
+  reduce(a, a.dbias, a.btype, parts + params, tasks, params, 2 * params);
+  return true;
+}
+
+// Weights constant along runs: the sums of each run give the row's sums and the parameters' gradients.
+template <class T, bool center> bool rows_backward_runs(const Args &a) {
+  using A = Acc<T>;
+  Scratch memory;
+  const i64 rows = a.outer * a.groups, n = a.channels * a.inner, params = a.groups * a.channels;
+  const A *weight = param<A>(memory, a.weight, a.wtype, params, 1, a.offset, std::is_same_v<T, bfloat>);
+  double *sums = memory.take<double>(2 * a.outer * params);
+  if (memory.failed) return false;
+  double *dws = sums, *dbs = sums + a.outer * params;
+  const i64 block = most(1, 4 * kChunk / n);
+  parallel(a, ceil_div(rows, block), [&](i64 task) {
+    for (i64 row = task * block; row < least(rows, (task + 1) * block); ++row) {
+      const T *x = (const T *)a.x + row * n, *dy = (const T *)a.dy + row * n;
+      const A *w = weight + row % a.groups * a.channels;
+      const Moments<A> m = saved<A>(a, row);
+      double c1 = 0, c2 = 0;
+      for (i64 k = 0; k < a.channels; ++k) {
+        double s = 0, q = 0;
+        project<T, center, false>(x + k * a.inner, dy + k * a.inner, nullptr, a.inner, m, s, q);
+        dbs[row * a.channels + k] = s, dws[row * a.channels + k] = q;
+        c1 += s * double(get(w + k)), c2 += q * double(get(w + k));
+      }
+      if (!a.y) continue;
+      const A mean_g = A(c1 / double(n)), mean_gx = A(c2 / double(n));
+      for (i64 k = 0; k < a.channels; ++k) {
+        const T *xk = x + k * a.inner, *dyk = dy + k * a.inner;
+        const A wk = get(w + k);
+        map((T *)a.y + row * n + k * a.inner, a.inner, a.stream, [=](auto tag, i64 i) {
+          auto v = tag.at(xk + i);
+          if constexpr (center) v = m(v);
+          else v = v * m.rstd;
+          auto d = tag.at(dyk + i) * wk - v * mean_gx;
+          if constexpr (center) d -= mean_g;
+          return d * m.rstd;
+        });
+      }
+    }
+    if (a.stream) fence();
+  });
+  reduce(a, a.dweight, a.wtype, dws, a.outer, params, params);
+  reduce(a, a.dbias, a.btype, dbs, a.outer, params, params);
+  return true;
+}
+
+template <class T> bool rows_backward(const Args &a) {
+  if (a.inner == 1) return a.center ? rows_backward_flat<T, true>(a) : rows_backward_flat<T, false>(a);
+  return a.center ? rows_backward_runs<T, true>(a) : rows_backward_runs<T, false>(a);
+}
+
+}  // namespace
+}  // namespace normkit

@@ -1,0 +1,220 @@
+"""The fused CPU kernels against the oracle and the core: shapes, alignments, extremes, threads, instruction sets."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from normkit.backends import kernels
+from normkit.conformance import oracle
+from normkit.conformance.kernel_inputs import (
+    DTYPES,
+    LARGE,
+    LAYERS,
+    dtype_of,
+    guarded,
+    judge,
+    make,
+    operands_of,
+    run,
+    shapes,
+)  # fmt: skip
+from normkit.conformance.tolerances import tolerance, units
+from normkit.core import plan as plans
+
+__all__ = ["guarded"]
+
+if not kernels.info()["built"]:
+    pytest.skip("the kernels are not built into this installation", allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def _no_limit():
+    yield
+    kernels.limit_threads(0)
+
+
+@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_fuzz(layer, dtype, seed):
+    rng = np.random.default_rng([seed, DTYPES.index(dtype), list(LAYERS).index(layer)])
+    shape, options = shapes(layer, rng)
+    kind = dtype_of(dtype)
+    plan, arrays = make(
+        layer,
+        shape,
+        options,
+        rng,
+        kind,
+        param_dtype=rng.choice([dtype, "float32", "float64"]) if dtype != "bfloat16" else kind,
+        # Off the vectors, and off the elements themselves.
+        shift=int(rng.choice([0, 1, np.dtype(kind).itemsize, 16, 3 * np.dtype(kind).itemsize])),
+        last=len(shape) > 2 and options["axis"] == 1 and rng.random() < 0.5,
+        affine=rng.random() < 0.8,
+    )
+    judge(layer, plan, arrays, options, dtype)
+
+
+LADDER = [(offset, 1.0) for offset in (0, 1e2, 1e4, 1e6)] + [
+    (0, s) for s in (1e-30, 1e-20, 1e-10, 1e10, 1e18, 1e25, 1e30)
+]
+LADDER += [(1e4, 1e-25), (1e3, 1e26)]
+STEADY = {
+    "layer_norm": ((6, 1000), (-1,)),
+    "rms_norm": ((6, 1000), (-1,)),
+    "group_norm": ((3, 12, 9, 11), 1),
+    "instance_norm": ((3, 9, 11, 20), 3),
+    "batch_norm_train": ((7, 20, 13, 14), 1),
+}
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("offset", "spread"), LADDER)
+@pytest.mark.parametrize("layer", STEADY)
+def test_ladder(layer, offset, spread, last):
+    shape, axis = STEADY[layer]
+    if last and axis != 1:
+        pytest.skip("one memory layout")
+    options = {"axis": axis, "eps": 1e-5 if spread == 1 else 0.0}
+    if layer == "group_norm":
+        options["num_groups"] = 4
+    if layer == "rms_norm":
+        options["weight_offset"] = 0.0
+    rng = np.random.default_rng(3)
+    plan, arrays = make(layer, shape, options, rng, np.dtype("f4"), spread=spread, offset=offset, last=last)
+    judge(layer, plan, arrays, options, "float32", gradient=False)
+    if spread == 1:
+        judge(layer, plan, arrays, options, "float32", gradient=offset <= 1e4)
+
+
+@pytest.mark.parametrize("layer", STEADY)
+@pytest.mark.parametrize("value", [3.3, -1e-30, 7e29, 0.0])
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+def test_constant_gives_bias(layer, value, eps):
+    if layer == "rms_norm":
+        pytest.skip("a constant is no zero there")
+    shape, axis = STEADY[layer]
+    options = {"axis": axis, "eps": eps, "num_groups": 4}
+    plan, arrays = make(layer, shape, options, np.random.default_rng(0), np.dtype("f4"))
+    arrays["x"] = np.full(shape, value, "f4")
+    y, stats, _ = run(plan, arrays)
+    bias = arrays["bias"].reshape(plan.param_view)
+    assert (y.reshape(plan.view) == bias).all()
+    assert (kernels.moments(plan, stats).var == 0).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("layer", STEADY)
+def test_nan_stays_in_its_set(layer, bad, last):
+    shape, axis = STEADY[layer]
+    if last and axis != 1:
+        pytest.skip("one memory layout")
+    options = {"axis": axis, "eps": 1e-5, "num_groups": 4, "weight_offset": 0.0}
+    rng = np.random.default_rng(0)
+    plan, arrays = make(layer, shape, options, rng, np.dtype("f4"), last=last)
+    clean, _, _ = run(plan, arrays)
+    x = arrays["x"].copy("K")
+    x[(1,) * x.ndim] = bad
+    with np.errstate(invalid="ignore"):
+        y, _, _ = run(plan, dict(arrays, x=x))
+    touched = np.zeros(plan.view, bool)
+    touched[tuple(slice(None) if a in plan.axes else i for a, i in enumerate(np.unravel_index(
+        np.ravel_multi_index((1,) * x.ndim, shape), plan.view)))] = True  # fmt: skip
+    touched = touched.reshape(shape)
+    assert np.isnan(y[touched]).any()
+    assert (y[~touched] == clean[~touched]).all()
+
+
+@pytest.mark.parametrize(("layer", "shape", "options", "last"), LARGE)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_bits_do_not_depend_on_threads(layer, shape, options, last, dtype):
+    options = {"eps": 1e-5, **options}
+    plan, arrays = make(layer, shape, options, np.random.default_rng(5), np.dtype(dtype), last=last)
+    results = []
+    for count in (1, 2, 5):
+        kernels.limit_threads(count)
+        y, stats, gradients = run(plan, arrays)
+        results.append((y, *([] if stats is None else [stats]), *gradients.values()))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert a.tobytes() == b.tobytes()
+    judge(layer, plan, arrays, options, dtype)
+
+
+def test_large_outputs_written_past_the_caches():
+    # 24 MB: above the threshold for non-temporal stores on machines with up to 6 MB of second-level cache in use.
+    for shift in (0, 4, 20):
+        options = {"axis": (-1,), "eps": 1e-5}
+        rng = np.random.default_rng(6)
+        plan, arrays = make("layer_norm", (3000, 2048), options, rng, np.dtype("f4"), shift=shift)
+        y, _, gradients = run(plan, arrays)
+        # A call on two rows at a time is small: it stores through the caches, in the same order of additions.
+        for row in (0, 1500, 2998):
+            part = plans.layer_plan((2, 2048), (1,), 1e-5)
+            few = {k: v[row : row + 2] if k in ("x", "dy") else v for k, v in arrays.items()}
+            y2, _, g2 = run(part, few)
+            assert (y[row : row + 2] == y2).all()
+            assert (gradients["x"][row : row + 2] == g2["x"]).all()
+
+
+@pytest.mark.parametrize(("layer", "shape", "options", "last"), LARGE)
+def test_torch_has_the_same_bits(layer, shape, options, last):
+    torch = pytest.importorskip("torch")
+    plan, arrays = make(layer, shape, {"eps": 1e-5, **options}, np.random.default_rng(11), np.dtype("f4"), last=last)
+    y, stats, gradients = run(plan, arrays)
+    tensors = {k: torch.from_numpy(v.copy("K")) for k, v in arrays.items()}
+    if last and len(shape) not in (4, 5):
+        pytest.skip("torch has no such format")
+    y2, stats2, gradients2 = run(plan, tensors)
+    assert y2.stride() == tensors["x"].stride()
+    assert y.tobytes() == y2.numpy().tobytes()
+    assert stats is None or stats.tobytes() == stats2.numpy().tobytes()
+    for name, g in gradients.items():
+        assert g.tobytes() == gradients2[name].numpy().tobytes(), name
+
+
+def test_kernels_agree_with_the_core():
+    from normkit.backends.numpy.backend import NumpyBackend
+    from normkit.core import normalize
+
+    rng, habits = np.random.default_rng(13), NumpyBackend.habits
+    for layer in LAYERS:
+        for _ in range(10):
+            shape, options = shapes(layer, rng)
+            plan, arrays = make(layer, shape, options, rng, np.dtype("f4"))
+            operands = operands_of(arrays)
+            y, stats, gradients = run(plan, arrays)
+            core, used = normalize.forward(np, plan, operands, habits)
+            # Two answers, each within the forward tolerance of the right one.
+            assert units(y, core, "float32") <= 2 * tolerance("forward", "float32").units
+            if stats is None:
+                continue
+            mine = kernels.moments(plan, stats)
+            assert mine.rstd.shape == used.rstd.shape
+            np.testing.assert_allclose(mine.rstd, used.rstd, rtol=4e-7)
+            # The core's own backward pass, from the kernels' statistics.
+            mixed = normalize.vjp(np, plan, operands, mine, arrays["dy"], habits)
+            named = {k: v for k, v in arrays.items() if k != "dy"}
+            options = dict(options, axis=options["axis"][0] if options["axis"] == (-1,) else options["axis"])
+            scale = oracle.vjp_and_scales(layer, named, arrays["dy"], options)[1]["x"]
+            assert units(gradients["x"], mixed.x, "float32", scale) <= 2 * tolerance("gradient", "float32").units
+
+
+@pytest.mark.parametrize("name", kernels.info()["instruction_sets"])
+def test_each_instruction_set(name):
+    if os.environ.get("NORMKIT_ISA"):
+        pytest.skip("one is forced already")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--import-mode=importlib",
+         "--backend", "numpy", "--pyargs", "normkit.conformance.test_kernels",
+         "-k", "fuzz or ladder or constant or nan or threads"],
+        env={**os.environ, "NORMKIT_ISA": name}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
