@@ -91,7 +91,9 @@ def gradient_error(
     def error(name: str) -> float:
         stats = inputs.stats_dtype(dtype)
         kind = {"x": dtype, "mean": stats, "var": stats}.get(name, params or dtype)
-        return units(found[name], values[name], kind, scales[name])
+        # A gradient of another dtype than x (of statistics, of wide parameters) is held to its own tolerance.
+        share = tolerance("gradient", dtype).units / tolerance("gradient", kind).units
+        return share * units(found[name], values[name], kind, scales[name])
 
     return max(((error(name), name) for name in found), default=(0.0, ""))
 
