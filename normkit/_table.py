@@ -173,7 +173,7 @@ def _native(row: Row, units: float | None = None) -> Text:
 def _worst(row: Row, marks: Marks) -> Text:
     """The input, with a footnote where the difference is known; or why there is none."""
     if not row.native_input:
-        return Text(f"  {row.native_reason}", "dim italic")
+        return Text(f" {row.native_reason}" if row.native else "", "dim italic")
     mark = " "
     if row.difference:
         mark = marks.setdefault(row.difference, str(len(marks) + 1).translate(SUPERSCRIPT))
