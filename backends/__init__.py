@@ -67,6 +67,11 @@ class Entry:
 
     def load(self) -> Backend:
         """The backend, one instance for the life of the process."""
+        if self.name == "torch":
+            # The first call may be traced by torch.compile, which follows an import statement but no import by name.
+            from normkit.backends.torch.backend import BACKEND
+
+            return BACKEND
         return _load(self.backend)
 
 

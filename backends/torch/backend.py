@@ -154,3 +154,6 @@ class _Fused(torch.autograd.Function):
         else:
             found = kernels.vjp(ctx.plan, operands, packed, dy, needs)
         return None, found.x, found.weight, found.bias, found.mean, found.var, None
+
+
+BACKEND = TorchBackend()
