@@ -215,9 +215,9 @@ def _compared(job: Job, case, given, direction: str, seconds: float) -> Iterator
             thunk = engine.thunk(case, module, given, direction, job.mode)
             thunk()
         except natives.Unsupported as unsupported:
-            reasons[name] = str(unsupported)
+            reasons[name] = last_line(unsupported)
         except Exception as error:
-            broken[name] = f"{type(error).__name__}: {str(error).strip().rpartition(chr(10))[2].strip()}"
+            broken[name] = f"{type(error).__name__}: {last_line(error)}"
         else:
             thunks[name] = thunk
 
@@ -255,6 +255,11 @@ def _compared(job: Job, case, given, direction: str, seconds: float) -> Iterator
             reason=reasons.get(name, ""),
             error=broken.get("normkit", ""),
         )
+
+
+def last_line(error: Exception) -> str:
+    """What was raised at first: TensorFlow and PyTorch write where it was above it."""
+    return str(error).strip().rpartition("\n")[2].strip().removeprefix("Unsupported: ")
 
 
 def call_costs(engine: Engine, seconds: float = SECONDS) -> list[Call]:

@@ -99,4 +99,4 @@ def _skipped():
     try:
         yield
     except natives.Unsupported as unsupported:
-        pytest.skip(str(unsupported))
+        pytest.skip(table.last_line(unsupported))
