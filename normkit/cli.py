@@ -114,6 +114,8 @@ def bench(names, quick: bool, dtypes, modes, seconds: float | None, path: str | 
         )
         write(dataclasses.asdict(report))
     console = _console(color)
+    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
+        console.width = 132  # the table is wide, and a pipe has no width of its own
     for found in report.tables():
         console.print(found)
         console.print()
