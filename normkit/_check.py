@@ -107,7 +107,9 @@ class Report:
             "not_installed": self.missing,
             "broken": self.broken,
             "rows": [_plain(row) | {"passed": row.passed} for row in self.rows],
-            "measurements": [_plain(m) | {"passed": m.passed} for m in self.measurements],
+            "measurements": [
+                _plain(m) | {"tolerance": m.tolerance.units, "passed": m.passed} for m in self.measurements
+            ],
         }
 
 
