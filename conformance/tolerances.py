@@ -28,14 +28,18 @@ _HALF = "rounding to the dtype is half a unit; what comes before it is float32 a
 
 TABLE = (
     Tolerance(
-        "forward", "float64", 64, "as float32, but sums have no wider dtype: NumPy adds one by one across memory"
+        "forward",
+        "float64",
+        1024,
+        "sums have no wider dtype, and one by one they lose half a unit a time: NumPy is 160 off on digits (1797 "
+        "samples across memory), TensorFlow 529 on photographs (273,000 pixels)",
     ),
     Tolerance(
         "forward", "float32", 2, "the stated bound: x - m, the product with rstd, weight and bias round once each"
     ),
     Tolerance("forward", "float16", 0.51, _HALF),
     Tolerance("forward", "bfloat16", 0.51, _HALF),
-    Tolerance("gradient", "float64", 64, "as float32, but sums have no wider dtype"),
+    Tolerance("gradient", "float64", 1024, "as forward: TensorFlow is 926 off on photographs"),
     Tolerance(
         "gradient", "float32", 8, "three terms of which each has rounded four times, and sums whose roundings add up"
     ),
@@ -59,7 +63,7 @@ TABLE = (
     ),
     Tolerance("native", "float16", 1.5, "rounded once to the dtype from float32, from a folded affine"),
     Tolerance("native", "bfloat16", 1.5, "rounded once to the dtype from float32, from a folded affine"),
-    Tolerance("cross", "float64", 128, "two libraries, each within the forward tolerance of float64"),
+    Tolerance("cross", "float64", 2048, "two libraries, each within the forward tolerance of float64"),
     Tolerance("cross", "float32", 4, "two libraries, each within the forward tolerance of float64"),
     Tolerance("cross", "float16", 1, "two libraries that round to neighbours"),
     Tolerance("cross", "bfloat16", 1, "two libraries that round to neighbours"),

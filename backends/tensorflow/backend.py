@@ -15,6 +15,9 @@ from normkit.core.moments import Habits, accumulation_dtype, rescue_always, resc
 from normkit.core.normalize import BatchStats, Gradients, Operands, forward, returned_stats, vjp
 from normkit.core.plan import Plan, Shape
 
+#: For graphs, and for gradients, which are summed over leading axes whatever the layer normalizes.
+WIDE = Habits(wide=True)
+
 
 class TensorflowBackend(ArrayBackend):
     """Sums along the last axes are trees; over leading axes TensorFlow adds one by one, so those are in float64."""
@@ -48,7 +51,7 @@ class TensorflowBackend(ArrayBackend):
         y, used = forward(namespace, plan, operands, habits, count=_count(plan, operands.x))
 
         def pullback(dy: Array) -> Gradients:
-            return vjp(namespace, plan, operands, used, dy, habits)
+            return vjp(namespace, plan, operands, used, dy, WIDE)
 
         return y, returned_stats(namespace, plan, operands, used), pullback
 
@@ -68,7 +71,7 @@ def _normalizer(plan: Plan, names: tuple[str, ...]) -> Callable:
         stats = returned_stats(namespace, plan, operands, used)
 
         def gradient(dy, *_):
-            found = vjp(namespace, plan, operands, used, dy, habits)._asdict()
+            found = vjp(namespace, plan, operands, used, dy, WIDE)._asdict()
             return [found.get(name) for name in names]
 
         return (y, *map(tf.stop_gradient, stats or ())), gradient
@@ -83,7 +86,7 @@ def _on_host(x: Array) -> bool:
 def _habits(plan: Plan, x: Array) -> Habits:
     if not tf.executing_eagerly():
         # The graph may be compiled: XLA as TensorFlow ships it adds one by one along any axis.
-        return Habits(wide=True)
+        return WIDE
     return Habits(wide=not plan.trailing, rescue=rescue_if_needed if _on_host(x) else rescue_always)
 
 

@@ -52,9 +52,8 @@ class TorchBackend(ArrayBackend):
         return y, BatchStats(*stats) if stats else None
 
     def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
-        habits = _habits(plan, operands.x)
-        y, used = forward(xp, plan, operands, habits)
-        return y, returned_stats(xp, plan, operands, used), lambda dy: vjp(xp, plan, operands, used, dy, habits)
+        y, used = forward(xp, plan, operands, _habits(plan, operands.x))
+        return y, returned_stats(xp, plan, operands, used), lambda dy: vjp(xp, plan, operands, used, dy)
 
     def tracing(self) -> bool:
         return torch.compiler.is_compiling()
@@ -71,9 +70,9 @@ def _habits(plan: Plan, x: torch.Tensor) -> Habits:
     if x.device.type != "cpu":
         # Sums are trees, and looking at a value would wait for the device.
         return Habits()
-    # Sums are cascades along the last axes in memory, and one by one along some others.
+    # Sums are cascades along one axis or the last ones in memory, and one by one over some sets of others.
     wide = not (plan.trailing and x.is_contiguous())
-    return Habits(wide, rescue_always if _traced(x) else rescue_if_needed)
+    return Habits(wide, staged=True, rescue=rescue_always if _traced(x) else rescue_if_needed)
 
 
 def _traced(x: torch.Tensor) -> bool:
@@ -113,14 +112,13 @@ class _Normalize(torch.autograd.Function):
             return (None,) * 7
         *arrays, mean, residue, rstd = ctx.saved_tensors
         operands = Operands(*arrays)
-        habits = _habits(ctx.plan, operands.x)
         if torch.is_grad_enabled():
             # A gradient of this gradient is wanted: the moments are part of what is differentiated.
-            used = forward(xp, ctx.plan, operands, habits)[1]
+            used = forward(xp, ctx.plan, operands, _habits(ctx.plan, operands.x))[1]
         else:
             used = Moments(mean, residue, None, rstd, ctx.count)
         needs = dict(zip(Operands._fields, ctx.needs_input_grad[1:], strict=True))
-        found = vjp(xp, ctx.plan, operands, used, dy, habits, needs=Gradients(*map(needs.get, Gradients._fields)))
+        found = vjp(xp, ctx.plan, operands, used, dy, needs=Gradients(*map(needs.get, Gradients._fields)))
         return None, found.x, found.weight, found.bias, found.mean, found.var, None
 
 
@@ -148,9 +146,8 @@ class _Fused(torch.autograd.Function):
         needed = dict(zip(Operands._fields, ctx.needs_input_grad[1:], strict=True))
         needs = Gradients(*map(needed.get, Gradients._fields))
         if torch.is_grad_enabled():
-            habits = _habits(ctx.plan, operands.x)
-            used = forward(xp, ctx.plan, operands, habits)[1]
-            found = vjp(xp, ctx.plan, operands, used, dy, habits, needs=needs)
+            used = forward(xp, ctx.plan, operands, _habits(ctx.plan, operands.x))[1]
+            found = vjp(xp, ctx.plan, operands, used, dy, needs=needs)
         else:
             found = kernels.vjp(ctx.plan, operands, packed, dy, needs)
         return None, found.x, found.weight, found.bias, found.mean, found.var, None

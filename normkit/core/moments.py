@@ -31,6 +31,9 @@ class Habits(NamedTuple):
 
     #: Sum float32 in float64: for a library that adds up one element after the other.
     wide: bool = False
+    #: Of several axes the last may be summed in float32 before: for a library that adds well along one axis, and for
+    #: which float64 is slow.
+    staged: bool = False
     #: How to choose between squares of ``d`` and squares of ``d`` times a power of two.
     rescue: Callable[[Plain, Rescued], tuple[Array, ...]] = rescue_always
 
@@ -81,13 +84,16 @@ def accumulation_dtype(xp, dtype):
     return xp.float64 if dtype == xp.float64 else xp.float32
 
 
-def total(xp, x: Array, axes: tuple[int, ...], *, wide: bool) -> Array:
-    """The sum over ``axes``, kept at length 1; ``wide`` sums in float64 and rounds once."""
+def total(xp, x: Array, axes: tuple[int, ...], habits: Habits) -> Array:
+    """The sum over ``axes``, kept at length 1, rounded once where it is taken in float64."""
     if not axes:
         return x
-    if wide and x.dtype != xp.float64:
-        return xp.astype(xp.sum(x, axis=axes, dtype=xp.float64, keepdims=True), x.dtype)
-    return xp.sum(x, axis=axes, keepdims=True)
+    if not habits.wide or x.dtype == xp.float64:
+        return xp.sum(x, axis=axes, keepdims=True)
+    dtype = x.dtype
+    if habits.staged and len(axes) > 1:
+        x, axes = xp.sum(x, axis=axes[-1], keepdims=True), axes[:-1]
+    return xp.astype(xp.sum(x, axis=axes, dtype=xp.float64, keepdims=True), dtype)
 
 
 def moments(
@@ -106,11 +112,11 @@ def moments(
     """
 
     def average(values):
-        return total(xp, values, plan.axes, wide=habits.wide) / divisor
+        return total(xp, values, plan.axes, habits) / divisor
 
     if mask is not None:
         valid = xp.where(mask, xp.ones_like(x), xp.zeros_like(x))
-        count = total(xp, valid, plan.axes, wide=habits.wide)
+        count = total(xp, valid, plan.axes, habits)
         x = _masked(xp, mask, x)
     divisor = at_least_one(xp, count)
     limits = _FLOAT64 if x.dtype == xp.float64 else _FLOAT32
@@ -130,13 +136,14 @@ def moments(
         return xp.all(right), (xp.sqrt(square), 1 / _root(xp, square + plan.eps, plan.eps), square)
 
     def rescued():
-        scale, eps = _scale(xp, xp.max(xp.abs(d), axis=plan.axes, keepdims=True), limits, plan.eps)
+        scale, inverse, eps = _scale(xp, xp.max(xp.abs(d), axis=plan.axes, keepdims=True), limits, plan.eps)
         scaled = d * scale
         square = average(scaled * scaled)
         root = _root(xp, square + eps, plan.eps)
         down = xp.minimum(scale, xp.ones_like(scale))
-        var = xp.minimum(square, limits.most * down * down) / scale / scale
-        return xp.sqrt(square) / scale, xp.minimum(scale / root, xp.full_like(root, limits.most)), var
+        # Not divided twice by scale: XLA would divide by its square, which is zero.
+        var = xp.minimum(square, limits.most * down * down) * inverse * inverse
+        return xp.sqrt(square) * inverse, xp.minimum(scale / root, xp.full_like(root, limits.most)), var
 
     spread, rstd, var = habits.rescue(plain, rescued)
     factor = rstd
@@ -173,17 +180,19 @@ def _root(xp, spread: Array, eps: float) -> Array:
     return xp.sqrt(spread if eps else xp.where(spread > 0, spread, xp.ones_like(spread)))
 
 
-def _scale(xp, peak: Array, limits: _Range, eps: float) -> tuple[Array, Array]:
-    """The power of two that d is multiplied by before squaring, and eps times its square."""
+def _scale(xp, peak: Array, limits: _Range, eps: float) -> tuple[Array, Array, Array]:
+    """The power of two that d is multiplied by before squaring, its inverse, and eps times its square."""
 
     def full(value):
         return xp.full_like(peak, value)
 
     large = peak > limits.large
     scale = xp.where(large, full(limits.down), full(1.0))
+    inverse = xp.where(large, full(1 / limits.down), full(1.0))
     scaled_eps = xp.where(large, full(eps * limits.down**2), full(eps))
     if limits.needs_up(eps):
         small = peak < limits.small
         scale = xp.where(small, full(limits.up), scale)
+        inverse = xp.where(small, full(1 / limits.up), inverse)
         scaled_eps = xp.where(small, full(eps * limits.up**2), scaled_eps)
-    return scale, scaled_eps
+    return scale, inverse, scaled_eps

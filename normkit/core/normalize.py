@@ -115,7 +115,7 @@ def vjp(
         xhat = xp.where(mask, xhat, xp.zeros_like(xhat))
 
     def summed(values, axes):
-        return total(xp, values, axes, wide=habits.wide)
+        return total(xp, values, axes, habits)
 
     def like(gradient, operand):
         return xp.reshape(xp.astype(gradient, operand.dtype, copy=False), operand.shape)
@@ -188,5 +188,5 @@ def _given_moments(xp, plan: Plan, operands: Operands, dtype) -> Moments:
 
 
 def _moments_of_nothing(xp, plan: Plan, x: Array) -> Moments:
-    zero = total(xp, x, plan.axes, wide=False)
+    zero = total(xp, x, plan.axes, PLAIN)
     return Moments(zero if plan.center else None, zero if plan.center else None, zero, zero + 1, 0)
