@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
-from normkit.core.plan import Plan, product
+from normkit.core.plan import Plan
 
 ROWS, CHANNELS, COLUMNS = range(3)
 KINDS = ("rows", "channels", "columns")
@@ -40,7 +41,7 @@ def route(plan: Plan, channels_last: bool) -> Route | None:
 
 
 def _find(plan: Plan, channels_last: bool) -> Route | None:
-    view = plan.view
+    view = tuple(n for n in plan.view if n is not None)  # all of them: route() sees to it
     kept = tuple(a for a in range(len(view)) if a not in plan.axes)
     moments_shape = tuple(1 if a in plan.axes else n for a, n in enumerate(view))
 
@@ -50,10 +51,10 @@ def _find(plan: Plan, channels_last: bool) -> Route | None:
     if plan.layer in ("layer_norm", "rms_norm"):
         if channels_last or not plan.trailing:
             return None
-        return made(ROWS, product(view[a] for a in kept), 1, plan.count, 1)
+        return made(ROWS, math.prod(view[a] for a in kept), 1, plan.count, 1)
     if plan.layer in ("batch_norm", "batch_norm_train"):
         (axis,) = kept
-        before, after = product(view[:axis]), product(view[axis + 1 :])
+        before, after = math.prod(view[:axis]), math.prod(view[axis + 1 :])
         if channels_last:
             return made(COLUMNS, 1, view[1], 1, before * after) if axis == 1 else None
         if after == 1:
@@ -64,9 +65,9 @@ def _find(plan: Plan, channels_last: bool) -> Route | None:
         per_group = view[axis + 1] if plan.layer == "group_norm" else 1
         end = axis + 2 if plan.layer == "group_norm" else axis + 1
         if channels_last:
-            return made(COLUMNS, view[0], view[1], per_group, product(view[end:])) if axis == 1 else None
+            return made(COLUMNS, view[0], view[1], per_group, math.prod(view[end:])) if axis == 1 else None
         if axis == 1:
-            return made(ROWS, view[0], view[1], per_group, product(view[end:]))
+            return made(ROWS, view[0], view[1], per_group, math.prod(view[end:]))
         if end == len(view):
-            return made(COLUMNS, view[0], view[axis], per_group, product(view[1:axis]))
+            return made(COLUMNS, view[0], view[axis], per_group, math.prod(view[1:axis]))
     return None
