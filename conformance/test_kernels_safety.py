@@ -11,6 +11,7 @@ import threading
 import numpy as np
 import pytest
 
+import normkit as nk
 from normkit.backends import kernels
 from normkit.conformance.kernel_inputs import LARGE, guarded, make, operands_of, run
 from normkit.core import plan as plans
@@ -186,3 +187,20 @@ def test_gradients_of_what_is_not_needed_are_not_made():
             for got, full, want in zip(some, all_, wanted, strict=True):
                 assert (got is None) == (full is None or not want)
                 assert got is None or got.tobytes() == full.tobytes()
+
+
+def test_calls_are_counted_where_kernels_run(monkeypatch):
+    """By direction, and only what a kernel served."""
+    monkeypatch.setattr(kernels, "mode", "1")
+    x = np.ones((4, 8), np.float32)
+    start = kernels.served()
+    with kernels.off():
+        nk.layer_norm(x)
+    assert kernels.served() == start
+    y, pullback = nk.vjp(nk.layer_norm, x)
+    assert kernels.served().since(start) == (1, 0)
+    pullback(y)
+    assert kernels.served().since(start) == (1, 1)
+    nk.layer_norm(x[:, ::2])
+    assert kernels.served().since(start) == (1, 1)
+    assert kernels.mode == "1"

@@ -7,8 +7,10 @@ outputs on small pages.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from normkit.backends.kernels.libraries import library_of
 from normkit.backends.kernels.routes import KINDS, Route, route
@@ -124,6 +126,33 @@ def _call(library, backward: bool, plan: Plan, at: Route, *arrays: Array | None)
     )  # fmt: skip
 
 
+class Served(NamedTuple):
+    """How many calls kernels have served."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def since(self, before: Served) -> Served:
+        """What came after ``before``."""
+        return Served(self.forward - before.forward, self.backward - before.backward)
+
+
+def served() -> Served:
+    """How many calls kernels have served in this process, in whatever library: counted where they run."""
+    return Served() if _kernels is None else Served(*_kernels.served())
+
+
+@contextlib.contextmanager
+def off() -> Iterator[None]:
+    """Within, no kernel serves a call, for comparisons: the mode is the process's, so leave no other thread at work."""
+    global mode
+    before, mode = mode, "0"
+    try:
+        yield
+    finally:
+        mode = before
+
+
 def limit_threads(count: int) -> None:
     """Use at most ``count`` threads; 0 lifts the limit. Results do not depend on it."""
     if _kernels is not None:
@@ -139,6 +168,7 @@ def info() -> dict[str, Any]:
 
 __all__ = [
     "KernelError",
+    "Served",
     "accelerates",
     "batch_stats",
     "forward",
@@ -146,6 +176,8 @@ __all__ = [
     "limit_threads",
     "mode",
     "moments",
+    "off",
     "refusal",
+    "served",
     "vjp",
 ]

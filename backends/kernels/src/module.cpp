@@ -104,14 +104,13 @@ PyObject *call(PyObject *, PyObject *const *values, Py_ssize_t count) {
   const int64_t bytes = a.size() * size_of(a.xtype);
   a.parallel = bytes < kParallelBytes ? serial : parallel;
   a.stream = bytes > (4 << 20) && bytes > stream_bytes();
-  const auto kernel = (backward ? isa->table->backward : isa->table->forward)[kind];
   bool done;
   if (bytes < kParallelBytes) {
-    done = kernel(a);
+    done = run(*isa, backward, int(kind), a);
   } else {
     PyThreadState *state = PyEval_SaveThread();
     if (a.y) advise(a.y, bytes);
-    done = kernel(a);
+    done = run(*isa, backward, int(kind), a);
     PyEval_RestoreThread(state);
   }
   if (!done) return PyErr_NoMemory();
@@ -129,6 +128,8 @@ PyObject *info(PyObject *, PyObject *) {
                        "threads", thread_count(), "hugepages", hugepages ? Py_True : Py_False);
 }
 
+PyObject *counts(PyObject *, PyObject *) { return Py_BuildValue("LL", (long long)served(false), (long long)served(true)); }
+
 PyObject *limit(PyObject *, PyObject *count) {
   const long n = PyLong_AsLong(count);
   if (n == -1 && PyErr_Occurred()) return nullptr;
@@ -142,6 +143,7 @@ PyMethodDef methods[] = {
      "call(backward, kind, outer, groups, channels, inner, eps, offset, center, x, dy, weight, bias, mean, var, out, stats, "
      "dweight, dbias, dmean, dvar): run one kernel; stats hold mean, residue, var, rstd, or var, rstd where not centred."},
     {"info", info, METH_NOARGS, "The instruction set and the threads in use."},
+    {"served", counts, METH_NOARGS, "How many forward and backward calls kernels have served in this process."},
     {"limit_threads", limit, METH_O, "limit_threads(n): use at most n threads; 0 lifts the limit."},
     {nullptr, nullptr, 0, nullptr}};
 

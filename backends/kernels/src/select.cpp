@@ -1,6 +1,7 @@
 // See select.h.
 #include "select.h"
 
+#include <atomic>
 #include <cstring>
 
 namespace normkit {
@@ -38,6 +39,8 @@ struct Sets {
   }
 };
 
+std::atomic<int64_t> calls[2] = {};
+
 }  // namespace
 
 const Isa *instruction_sets() {
@@ -50,5 +53,13 @@ const Isa *select_isa(const char *name) {
     if (isa->table && (!name || !*name || !strcmp(name, isa->name))) return isa;
   return nullptr;
 }
+
+bool run(const Isa &isa, bool backward, int kind, const Args &args) {
+  if (!(backward ? isa.table->backward : isa.table->forward)[kind](args)) return false;
+  calls[backward].fetch_add(1, std::memory_order_relaxed);
+  return true;
+}
+
+int64_t served(bool backward) { return calls[backward].load(std::memory_order_relaxed); }
 
 }  // namespace normkit

@@ -14,4 +14,9 @@ const Isa *instruction_sets();
 // The one of this name, or the best where the name is null or empty; null if it cannot run here.
 const Isa *select_isa(const char *name);
 
+// Runs a kernel and counts the call; false where memory ran out.
+bool run(const Isa &isa, bool backward, int kind, const Args &args);
+// How many calls kernels have served in this process, whatever the library.
+int64_t served(bool backward);
+
 }  // namespace normkit
