@@ -178,7 +178,6 @@ template <class T> bool channels_forward(const Args &a) {
 template <class T> bool channels_backward(const Args &a) {
   using A = Acc<T>;
   using V = Vec<A>;
-  constexpr int W = kLanes<A>;
   const Channels<T> job(a);
   const Chunks &chunks = job.chunks;
   struct Sums {
@@ -198,36 +197,10 @@ template <class T> bool channels_backward(const Args &a) {
       const i64 start = chunks.start(k), length = chunks.length(k);
       V s[Shares::kBlock], q[Shares::kBlock];
       for (i64 i = c; i < end; ++i) s[i - c] = q[i - c] = V{};
-      double tail[Shares::kBlock][2] = {};
       for (i64 o = chunks.first(k); o < chunks.last(k); ++o)
-        for (i64 i = c; i < end; ++i) {
-          const T *x = job.x(o, i) + start, *dy = job.dy(o, i) + start;
-          const Moments<A> m = moments[i];
-          V s0 = s[i - c], q0 = q[i - c], s1{}, q1{};
-          i64 j = 0;
-          for (; j + 2 * W <= length; j += 2 * W) {
-            const V g = load(dy + j), h = load(dy + j + W);
-            s0 += g, q0 += g * (m(load(x + j)));
-            s1 += h, q1 += h * (m(load(x + j + W)));
-          }
-          for (; j + W <= length; j += W) {
-            const V g = load(dy + j);
-            s0 += g, q0 += g * (m(load(x + j)));
-          }
-          if (j < length && length >= W) {
-            const V g = last_lanes<A>(load(dy + length - W), length - j);
-            const V v = last_lanes<A>(m(load(x + length - W)), length - j);
-            s0 += g, q0 += g * v;
-            j = length;
-          }
-          for (; j < length; ++j) {
-            const A g = get(dy + j);
-            tail[i - c][0] += g, tail[i - c][1] += g * (m(get(x + j)));
-          }
-          s[i - c] = s0 + s1, q[i - c] = q0 + q1;
-        }
-      for (i64 i = c; i < end; ++i)
-        parts[i * chunks.count + k] = {sum(s[i - c]) + tail[i - c][0], sum(q[i - c]) + tail[i - c][1]};
+        for (i64 i = c; i < end; ++i)
+          project<T, true, false>(job.x(o, i) + start, job.dy(o, i) + start, nullptr, length, moments[i], s[i - c], q[i - c]);
+      for (i64 i = c; i < end; ++i) parts[i * chunks.count + k] = {sum(s[i - c]), sum(q[i - c])};
     }
   };
   const auto settle = [&](i64 c) {

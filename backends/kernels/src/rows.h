@@ -154,9 +154,9 @@ template <class T> bool rows_forward(const Args &a) {
   return true;
 }
 
-// Sums of u and u·v over a run, u = dy (times weight), v the standardized x.
+// Adds the sums of u and u·v over a run to the lanes of s and q: u = dy (times weight), v the standardized x.
 template <class T, bool center, bool weighted>
-inline void project(const T *x, const T *dy, const Acc<T> *w, i64 n, const Moments<Acc<T>> &m, double &s, double &q) {
+inline void project(const T *x, const T *dy, const Acc<T> *w, i64 n, const Moments<Acc<T>> &m, Vec<Acc<T>> &s, Vec<Acc<T>> &q) {
   using A = Acc<T>;
   using V = Vec<A>;
   constexpr int W = kLanes<A>;
@@ -166,10 +166,11 @@ inline void project(const T *x, const T *dy, const Acc<T> *w, i64 n, const Momen
     u = tag.at(dy + i);
     if constexpr (weighted) u *= tag.at(w + i);
   };
-  for (i64 start = 0; start < n; start += kChunk) {
-    const i64 end = least(n, start + kChunk);
-    V s0{}, s1{}, q0{}, q1{}, u, v;
-    i64 i = start;
+  V u{}, v{};
+  i64 i = 0;
+  while (i + W <= n) {
+    const i64 end = least(n, i + 32 * W);
+    V s0{}, s1{}, q0{}, q1{};
     for (; i + 2 * W <= end; i += 2 * W) {
       both(Many{}, i, u, v);
       s0 += u, q0 += u * v;
@@ -180,19 +181,30 @@ inline void project(const T *x, const T *dy, const Acc<T> *w, i64 n, const Momen
       both(Many{}, i, u, v);
       s0 += u, q0 += u * v;
     }
-    if (i < end && n >= W) {
-      both(Many{}, end - W, u, v);
-      u = last_lanes<A>(u, end - i);
-      v = last_lanes<A>(v, end - i);
-      s0 += u, q0 += u * v;
-      i = end;
+    s += s0 + s1, q += q0 + q1;
+  }
+  if (i == n) return;
+  if (n >= W) {
+    both(Many{}, n - W, u, v);
+    u = last_lanes<A>(u, n - i), v = last_lanes<A>(v, n - i);
+  } else {
+    for (int k = 0; k < n; ++k) {
+      A one, other;
+      both(One{}, k, one, other);
+      u[k] = one, v[k] = other;
     }
-    s += sum(s0 + s1), q += sum(q0 + q1);
-    for (; i < end; ++i) {
-      A us, vs;
-      both(One{}, i, us, vs);
-      s += us, q += us * vs;
-    }
+  }
+  s += u, q += u * v;
+}
+
+// The same over a run of any length, in double.
+template <class T, bool center, bool weighted>
+inline void project(const T *x, const T *dy, const Acc<T> *w, i64 n, const Moments<Acc<T>> &m, double &s, double &q) {
+  using V = Vec<Acc<T>>;
+  for (i64 i = 0; i < n; i += kChunk) {
+    V vs{}, vq{};
+    project<T, center, weighted>(x + i, dy + i, weighted ? w + i : nullptr, least(kChunk, n - i), m, vs, vq);
+    s += sum(vs), q += sum(vq);
   }
 }
 
