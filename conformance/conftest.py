@@ -2,12 +2,16 @@
 
 import itertools
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from normkit.conformance import libraries, natives
 from normkit.conformance.tolerances import judged
+
+#: The files that test one library's own layers: they import it, and are collected where it is tested.
+ONLY = {"test_torch_layers.py": "torch"}
 
 
 def pytest_addoption(parser):
@@ -42,6 +46,12 @@ def pytest_configure(config):
         if "torch" not in asked:
             raise pytest.UsageError("--device is PyTorch's default device: it wants --backend torch.")
         libraries.library("torch").xp.set_default_device(device)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave out what is another library's, as the header says."""
+    needs = ONLY.get(collection_path.name) if collection_path.parent == Path(__file__).parent else None
+    return True if needs and needs not in [library.name for library in config.libraries] else None
 
 
 def pytest_report_header(config):

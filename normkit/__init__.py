@@ -23,3 +23,12 @@ __all__ = [
     "rms_norm",
     "vjp",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """The modules of drop-in layers, each of which imports its framework, when they are first asked for."""
+    if name == "torch":
+        import importlib
+
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -156,9 +156,14 @@ def moments(
     return d, factor, Moments(mean, residue, var, rstd, count)
 
 
+def is_number(count: Array | int) -> bool:
+    """Whether a count is a number, perhaps a symbolic one, and not an array."""
+    return isinstance(count, int) or not hasattr(count, "dtype")
+
+
 def at_least_one(xp, count: Array | int) -> Array | int:
     """A count to divide by: sums over nothing are zero, not NaN."""
-    if isinstance(count, int):
+    if is_number(count):
         return count or 1
     return xp.maximum(count, xp.ones_like(count))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .moments import Habits, Moments, accumulation_dtype, at_least_one, moments, total
+from .moments import Habits, Moments, accumulation_dtype, at_least_one, is_number, moments, total
 from .plan import Plan
 
 Array = Any
@@ -64,7 +64,7 @@ def forward(
         d, factor = x - used.mean, used.rstd
     else:
         count = plan.count if count is None else count
-        if isinstance(count, int) and count == 0:
+        if is_number(count) and count == 0:
             used = _moments_of_nothing(xp, plan, x)
             d, factor = x, used.rstd
         else:
@@ -154,7 +154,7 @@ def returned_stats(xp, plan: Plan, operands: Operands, used: Moments) -> BatchSt
     assert used.mean is not None
     mean = xp.reshape(used.mean + used.residue, plan.stats_shape)
     count = used.count
-    if not isinstance(count, int) and count.ndim > 0:
+    if not is_number(count) and count.ndim > 0:
         count = xp.reshape(count, plan.stats_shape)
     return BatchStats(mean, xp.reshape(used.var, plan.stats_shape), count)
 

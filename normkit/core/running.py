@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .moments import is_number
 from .normalize import BatchStats
 
 Array = Any
@@ -18,11 +19,12 @@ def update(
     and a batch with none at all does not count.
     """
     count = batch.count
-    if isinstance(count, int) and count == 0:
+    known = is_number(count)
+    if known and count == 0:
         return mean, var, num_batches
     dtype = batch.var.dtype
     new_mean, new_var = batch.mean, batch.var
-    if isinstance(count, int):
+    if known:
         present = None
         seen = num_batches + 1
         if unbiased:

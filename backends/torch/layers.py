@@ -1,0 +1,287 @@
+"""torch.nn's normalization layers over normkit's functions: arguments, state and repr are torch's, forward is ours.
+
+Each forward pass is a mixin, so that :func:`normkit.replace` can put it before other classes than torch.nn's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from normkit import functional
+from normkit._dispatch import backend_of
+from normkit.backends.torch.statistics import count_batch, count_instances, count_once
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "FrozenBatchNorm2d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "LayerNorm2d",
+    "RMSNorm",
+    "count_once",
+]
+
+# torch.compile follows the look-up of a type that is known, not the search for one that is not.
+for known in (torch.empty(0), nn.Parameter(torch.empty(0))):
+    backend_of("x", known)
+
+
+def floating(input: Tensor, name: str) -> None:
+    """Refuse what has no real fractions, as torch does."""
+    if not input.is_floating_point():
+        raise NotImplementedError(f"{name} is not implemented for {input.dtype}: convert the input first.")
+
+
+class BatchNormForward:
+    """Batch norm as the layer's mode says: by the batch, whose statistics are counted, or by the running ones."""
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        return self._normalize(input)
+
+    def _normalize(self: Any, input: Tensor) -> Tensor:
+        floating(input, "batch_norm")
+        weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
+        known = weight if weight is not None else mean
+        if known is not None and input.shape[1] != len(known):
+            raise RuntimeError(
+                f"{type(self).__name__} holds {len(known)} channels; got an input of size {tuple(input.shape)}, with "
+                f"{input.shape[1]} at dim 1."
+            )
+        if not self.training and mean is not None and var is not None:
+            return functional.batch_norm(input, mean, var, weight, bias, eps=self.eps)
+        if input.shape[0] * math.prod(input.shape[2:]) == 1:
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, got input size {input.shape}: use a larger "
+                f"batch, or eval()."
+            )
+        if self.eps <= 0:
+            raise ValueError(f"batch_norm eps must be positive during training, but got {self.eps}")
+        y, stats = functional.batch_norm_train(input, weight, bias, eps=self.eps)
+        if self.training and self.track_running_stats:
+            count_batch(self, stats)
+        return y
+
+
+class FrozenBatchNormForward:
+    """Batch norm by the layer's statistics, in either mode."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+class InstanceNormForward:
+    """Instance norm; where statistics are tracked, they are counted in training and used in inference."""
+
+    def _apply_instance_norm(self: Any, input: Tensor) -> Tensor:
+        floating(input, "instance_norm")
+        weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
+        if mean is not None and input.shape[1] != len(mean):
+            raise RuntimeError(
+                f"{type(self).__name__} holds statistics of {len(mean)} channels; got an input of size "
+                f"{tuple(input.shape)}, with {input.shape[1]} at dim 1."
+            )
+        if not self.training and self.track_running_stats:
+            return functional.batch_norm(input, mean, var, weight, bias, eps=self.eps)
+        if math.prod(input.shape[2:]) == 1:
+            raise ValueError(
+                f"Expected more than 1 spatial element when training, got input size {input.shape}: one value has no "
+                f"variance."
+            )
+        if mean is not None:
+            count_instances(self, input)
+        return functional.instance_norm(input, weight, bias, eps=self.eps)
+
+
+class LayerNormForward:
+    """Layer norm over the last axes."""
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        axis = trailing(self.normalized_shape, input)
+        return functional.layer_norm(input, self.weight, self.bias, axis=axis, eps=self.eps)
+
+
+class LayerNorm2dForward:
+    """Layer norm over the channel axis of (N, C, H, W)."""
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        channels(self.normalized_shape, input)
+        return functional.layer_norm(input, self.weight, self.bias, axis=1, eps=self.eps)
+
+
+class RMSNormForward:
+    """RMS norm over the last axes; without an eps, by that of the dtype that is computed in."""
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        axis = trailing(self.normalized_shape, input)
+        return functional.rms_norm(input, self.weight, axis=axis, eps=self._eps_for(input))
+
+    def _eps_for(self: Any, input: Tensor) -> float:
+        if self.eps is not None:
+            return self.eps
+        return torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps
+
+
+class GroupNormForward:
+    """Group norm, channels at axis 1."""
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        floating(input, "group_norm")
+        shape, groups = input.shape, self.num_groups
+        if len(shape) < 2:
+            raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {len(shape)}")
+        if self.weight is not None and shape[1] != len(self.weight):
+            raise RuntimeError(
+                f"{type(self).__name__} holds {len(self.weight)} channels; got an input of size {tuple(shape)}, with "
+                f"{shape[1]} at dim 1."
+            )
+        if shape[1] % groups:
+            raise RuntimeError(
+                f"Expected number of channels in input to be divisible by num_groups, but got input of shape "
+                f"{list(shape)} and num_groups={groups}"
+            )
+        if shape[0] * shape[1] // groups * math.prod(shape[2:]) == 1:
+            raise ValueError(
+                f"Expected more than 1 value per channel when training, got input size {list(shape)}: one value has no "
+                f"variance."
+            )
+        return functional.group_norm(input, groups, self.weight, self.bias, eps=self.eps)
+
+
+def trailing(normalized_shape: tuple[int, ...], input: Tensor) -> tuple[int, ...]:
+    """The last axes of a floating-point input, after a look at their lengths."""
+    floating(input, "Normalization")
+    count = len(normalized_shape)
+    if not count:
+        raise RuntimeError("Expected normalized_shape to be at least 1-dimensional, but got normalized_shape = []")
+    if input.shape[-count:] != normalized_shape:
+        raise RuntimeError(
+            f"Given normalized_shape={list(normalized_shape)}, expected input with shape "
+            f"[*, {', '.join(map(str, normalized_shape))}], but got input of size{list(input.shape)}"
+        )
+    return tuple(range(-count, 0))
+
+
+def channels(normalized_shape: tuple[int, ...], input: Tensor) -> None:
+    """An input (N, C, H, W) of floating-point numbers, with these channels."""
+    floating(input, "Normalization")
+    if input.dim() != 4:
+        raise ValueError(f"expected 4D input (got {input.dim()}D input)")
+    if input.shape[1:2] != normalized_shape:
+        raise RuntimeError(
+            f"Given normalized_shape={list(normalized_shape)}, expected input with shape [N, {normalized_shape[0]}, H, "
+            f"W], but got input of size{list(input.shape)}"
+        )
+
+
+class BatchNorm1d(BatchNormForward, nn.BatchNorm1d):
+    """:class:`torch.nn.BatchNorm1d` with normkit's numbers: (N, C) or (N, C, L); see :class:`BatchNorm2d`."""
+
+
+class BatchNorm2d(BatchNormForward, nn.BatchNorm2d):
+    """:class:`torch.nn.BatchNorm2d` with normkit's numbers: (N, C, H, W).
+
+    ``y = (x - mean) / sqrt(var + eps) * weight + bias``, with mean and biased variance of the batch in training, of the
+    running statistics (whose variance is unbiased) in inference. Arguments, state, repr and errors are those of
+    :class:`torch.nn.BatchNorm2d`; torch's ``momentum`` is the weight of the new value.
+
+    Notes
+    -----
+    Two things differ. A batch without elements is not counted. And where ``torch.compile`` is asked for the full graph,
+    ``momentum=None`` is in it. Activation checkpointing counts every batch twice, here as there, but within
+    :class:`count_once`.
+    """
+
+
+class BatchNorm3d(BatchNormForward, nn.BatchNorm3d):
+    """:class:`torch.nn.BatchNorm3d` with normkit's numbers: (N, C, D, H, W); see :class:`BatchNorm2d`."""
+
+
+class InstanceNorm1d(InstanceNormForward, nn.InstanceNorm1d):
+    """:class:`torch.nn.InstanceNorm1d` with normkit's numbers: (N, C, L) or (C, L); see :class:`InstanceNorm2d`."""
+
+
+class InstanceNorm2d(InstanceNormForward, nn.InstanceNorm2d):
+    """:class:`torch.nn.InstanceNorm2d` with normkit's numbers: (N, C, H, W) or (C, H, W).
+
+    :func:`normkit.instance_norm`, with the arguments, state, repr and errors of :class:`torch.nn.InstanceNorm2d`.
+    ``channels_last`` stays. ``momentum=None`` leaves tracked statistics where they are, as torch does.
+    """
+
+
+class InstanceNorm3d(InstanceNormForward, nn.InstanceNorm3d):
+    """:class:`torch.nn.InstanceNorm3d` with normkit's numbers: (N, C, D, H, W) or one sample; see InstanceNorm2d."""
+
+
+class LayerNorm(LayerNormForward, nn.LayerNorm):
+    """:class:`torch.nn.LayerNorm` with normkit's numbers: :func:`normkit.layer_norm` over the last axes.
+
+    Arguments, state, repr and errors are those of :class:`torch.nn.LayerNorm`.
+    """
+
+
+class LayerNorm2d(LayerNorm2dForward, nn.LayerNorm):
+    """Layer norm over the channel axis of (N, C, H, W), as ConvNeXt has it: :func:`normkit.layer_norm` with ``axis=1``.
+
+    Arguments and state are those of :class:`torch.nn.LayerNorm`, with one normalized length, the channels;
+    ``channels_last`` stays.
+    """
+
+    def __init__(self, normalized_shape: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(normalized_shape, *args, **kwargs)
+        if len(self.normalized_shape) != 1:
+            raise ValueError(f"LayerNorm2d normalizes channels, one length; received {self.normalized_shape}.")
+
+
+class RMSNorm(RMSNormForward, nn.RMSNorm):
+    """:class:`torch.nn.RMSNorm` with normkit's numbers: :func:`normkit.rms_norm` over the last axes.
+
+    Arguments, state, repr and errors are those of :class:`torch.nn.RMSNorm`; ``eps=None`` is the eps of float64 for
+    float64, that of float32 for everything narrower.
+    """
+
+
+class GroupNorm(GroupNormForward, nn.GroupNorm):
+    """:class:`torch.nn.GroupNorm` with normkit's numbers: :func:`normkit.group_norm`.
+
+    Arguments, state, repr and errors are those of :class:`torch.nn.GroupNorm`; ``channels_last`` stays, and gives the
+    same numbers.
+    """
+
+
+class FrozenBatchNorm2d(FrozenBatchNormForward, nn.Module):
+    """Batch norm whose statistics and affine part are buffers and never change, as detection models have it.
+
+    Parameters
+    ----------
+    num_features : the number of channels
+    eps : added to the variance
+
+    Notes
+    -----
+    The state is weight, bias, running_mean and running_var; ``num_batches_tracked`` of a batch norm is left out when
+    its state is loaded.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.num_features, self.eps = num_features, eps
+        for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+            self.register_buffer(name, torch.full((num_features,), value, device=device, dtype=dtype))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        state_dict.pop(f"{prefix}num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """As torchvision's: channels and eps."""
+        return f"{self.num_features}, eps={self.eps}"
