@@ -138,12 +138,15 @@ def gradient(
 
 
 def running(library: Library, case: Case, x: Input, dtype: str) -> list[Measurement]:
-    """Running statistics after ten batches, in each native convention: the worse of mean and variance."""
+    """Running statistics after ten batches, in each native convention: the worse of mean and variance.
+
+    The mean is compared with the largest |x|: near zero it has the roundings of what it is the mean of.
+    """
     kind = inputs.stats_dtype(dtype)
     axis = case.options.get("axis", 1)
     values = [inputs.operands(dataclasses.replace(case, id=f"{case.id} {k}"), x, dtype)["x"] for k in range(STEPS)]
     steps = [library.array(v, dtype, case.layout) for v in values]
-    channels = case.param_shape
+    channels, largest = case.param_shape, np.abs(values).max()
 
     def reference(unbiased: bool) -> tuple[np.ndarray, np.ndarray]:
         start = np.zeros(channels), np.ones(channels)
@@ -156,14 +159,16 @@ def running(library: Library, case: Case, x: Input, dtype: str) -> list[Measurem
         return [library.numpy(stats.mean), library.numpy(stats.var)]
 
     def error(pair, unbiased: bool) -> float:
-        return max(units(a, r, kind) for a, r in zip(pair, reference(unbiased), strict=True))
+        (mean, var), (right_mean, right_var) = pair, reference(unbiased)
+        return max(units(mean, right_mean, kind, largest), units(var, right_var, kind))
 
     def figures(module: ModuleType) -> tuple[float, float]:
         unbiased = module.CONVENTION.unbiased
         pair = [library.numpy(a) for a in module.running_statistics(steps, kind, axis=axis, momentum=MOMENTUM)]
         mine, right = own(unbiased), reference(unbiased)
-        apart = max(_apart(a, b, r, kind) for a, b, r in zip(pair, mine, right, strict=True))
-        return error(pair, unbiased), apart
+        scales = largest, None
+        apart = [_apart(a, b, r, kind, s) for a, b, r, s in zip(pair, mine, right, scales, strict=True)]
+        return error(pair, unbiased), max(apart)
 
     worst = max(error(own(unbiased), unbiased) for unbiased in (True, False))
     return _rows(library, case, "running", str(x), dtype, worst, figures)

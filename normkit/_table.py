@@ -33,8 +33,9 @@ SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 ABSENT = ("not installed", "no device")
 LEGEND = (
-    "The largest errors against float64 over all inputs, in units of the dtype, relative to the largest |y|; 8.4e6 "
-    "units of 2⁻²³ leave no digit. on real: on photographs, digits, tabular columns. apart: normkit from native."
+    "The largest errors against float64 over all inputs, in units of the dtype, relative to the largest |y| (of "
+    "running means: |x|); 8.4e6 units of 2⁻²³ leave no digit. on real: on photographs, digits, tabular columns. apart: "
+    "normkit from native."
 )
 
 #: Footnotes: a difference's id and reason, and its mark.
