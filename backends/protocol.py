@@ -35,8 +35,11 @@ class Backend(Protocol):
     def device(self, x: Array) -> Any:
         """Something that is equal for arrays that can be computed together."""
 
-    def peek(self, x: Array) -> Any | None:
-        """``x`` as a NumPy view where that costs nothing (values at hand, in host memory), else ``None``."""
+    def suits(self, a: Array, shape: Shape, device: Any) -> bool:
+        """Whether ``a`` is floating, of this shape and on this device: three questions in one, as it is asked often."""
+
+    def least(self, x: Array) -> float:
+        """The smallest value if it is negative and looking costs nothing (values at hand, in host memory); else 0."""
 
     def tracing(self) -> bool:
         """Whether Python itself is being traced, so that a cache is better left alone."""
@@ -78,8 +81,11 @@ class ArrayBackend:
     def device(self, x: Array) -> Any:
         return x.device if self._namespace is None else None
 
-    def peek(self, x: Array) -> Any | None:
-        return None
+    def suits(self, a: Array, shape: Shape, device: Any) -> bool:
+        return self.dtype(a) in FLOATING and self.shape(a) == shape and self.device(a) == device
+
+    def least(self, x: Array) -> float:
+        return 0.0
 
     def tracing(self) -> bool:
         return False

@@ -247,12 +247,16 @@ def test_complex(library):
     refused(lambda: nk.layer_norm(x), TypeError, rf"x must be {FLOATING}; received complex64: convert it first\.")
 
 
-def test_negative_variance(library):
+@pytest.mark.grid(dtypes=("float32", "float64", "float16", "bfloat16"))
+def test_negative_variance(library, dtype):
     """Refused where values are at hand in host memory; elsewhere looking would wait for the device, and y is NaN."""
     a = arrays(library)
+    a.negative = library.array(library.numpy(a.negative), dtype)
     if library.name in ("numpy", "torch", "tensorflow") and "cpu" in library.kind(a.x).device.lower():
         text = r"var must not be negative; received a smallest value of -0\.5\."
         refused(lambda: nk.batch_norm(a.x, a.mean, a.negative), ValueError, text)
+        none = library.array(np.array([0.0, -0.0, np.nan, 1.0]), dtype)  # is negative
+        assert np.isfinite(library.numpy(nk.batch_norm(a.x, a.mean, none))[:, [0, 1, 3]]).all()
     else:
         with np.errstate(invalid="ignore"):
             y = library.numpy(nk.batch_norm(a.x, a.mean, a.negative))

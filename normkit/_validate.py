@@ -10,30 +10,43 @@ from types import ModuleType
 from typing import Any
 
 from . import backends
-from ._dispatch import backend_of, describe
+from ._dispatch import _by_type, backend_of, describe
 from .backends import Backend
 from .backends.protocol import FLOATING, ArrayBackend
-from .core.normalize import BatchStats
+from .core.normalize import BatchStats, Operands
 from .core.plan import Plan, Shape, Size
 
 _DTYPES = ", ".join(sorted(FLOATING))
 
 
-def array(name: str, x: Any) -> Backend:
-    """The backend of ``x``, a floating-point array with at least one axis."""
-    backend = backend_of(name, x)
-    _floating(backend, name, x)
-    if not backend.shape(x):
+def array(name: str, x: Any) -> tuple[Backend, Shape]:
+    """The backend and the shape of ``x``, a floating-point array with at least one axis."""
+    backend = _by_type.get(type(x)) or backend_of(name, x)
+    if backend.dtype(x) not in FLOATING:
+        _floating(backend, name, x)
+    shape = backend.shape(x)
+    if not shape:
         raise ValueError(f"{name} must have at least one axis; received an array of shape ().")
-    return backend
+    return backend, shape
 
 
 def companion(backend: Backend, x: Any, name: str, a: Any, shape: Shape, of: str = "x") -> None:
     """``a`` is of x's library and device, floating, and of this shape; ``of`` is what the user knows x as."""
     _same_place(backend, x, name, a, of)
     _floating(backend, name, a)
-    if backend.shape(a) != shape and tuple(backend.shape(a)) != shape:
+    if tuple(backend.shape(a)) != shape:
         raise ValueError(f"{name} must have shape {shape}; received shape {tuple(backend.shape(a))}.")
+
+
+def operands(backend: Backend, shape: Shape, given: Operands) -> Operands:
+    """Parameters and statistics are x's companions; what they mostly are is looked at first, because it is quick."""
+    x, suits = given.x, backend.suits
+    device = backend.device(x)
+    for i in (1, 2, 3, 4):
+        a = given[i]
+        if a is not None and not (_by_type.get(type(a)) is backend and suits(a, shape, device)):
+            companion(backend, x, Operands._fields[i], a, shape)
+    return given
 
 
 def mask(backend: Backend, x: Any, a: Any) -> None:
@@ -197,9 +210,9 @@ def several_values(plan: Plan) -> None:
 
 def variance(backend: Backend, name: str, var: Any) -> None:
     """No negative value, where looking costs nothing; elsewhere a negative variance shows as NaN in y."""
-    values = backend.peek(var)
-    if values is not None and values.size and values.min() < 0:
-        raise ValueError(f"{name} must not be negative; received a smallest value of {float(values.min())}.")
+    least = backend.least(var)
+    if least < 0:
+        raise ValueError(f"{name} must not be negative; received a smallest value of {least}.")
 
 
 def no_negative(xp: Any, name: str, var: Any) -> None:
@@ -272,14 +285,14 @@ def layer_axes(axis: Any, count: int, trailing: bool) -> tuple[int, ...]:
 
 def fits(layer: str, x: Any, axes: tuple[int, ...], expected: tuple[int, ...], held: Any | None) -> None:
     """``x`` is of the library that the layer holds an array of, if any, with the lengths that it was made for."""
-    backend = array("x", x)
+    backend, shape = array("x", x)
+    shape = tuple(shape)
     if held is not None and backend_of("weight", held) is not backend:
         there = repr(backend.name) if backend.namespace() is not None else "x's namespace"
         raise TypeError(
             f"{layer} holds parameters of type {describe(held)}; received x of type {describe(x)}: "
             f"make the layer with backend={there}."
         )
-    shape = tuple(backend.shape(x))
     if _lengths_along(axes, shape) != expected:
         along = f"length {expected[0]} along axis {axes[0]}" if len(axes) == 1 else f"lengths {expected} along {axes}"
         raise ValueError(f"{layer} needs x of {along}; received x of shape {shape}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import _validate as check
 from .backends import Backend
@@ -15,12 +15,8 @@ from .core.plan import Plan, Shape
 Array = Any
 
 
-class Call(NamedTuple):
-    """A checked call: what is to be done, to which arrays, by whom."""
-
-    backend: Backend
-    plan: Plan
-    operands: Operands
+#: A checked call: by whom, what is to be done, to which arrays. A plain tuple: the others take longer to make.
+Call = tuple[Backend, Plan, Operands]
 
 
 def layer_norm(
@@ -358,53 +354,44 @@ def vjp(fn: Callable, *args: Any, **kwargs: Any) -> tuple[Any, Callable[[Array],
 
 
 def _run(call: Call) -> Array:
-    return call.backend.apply(call.plan, call.operands)[0]
-
-
-def _call(backend: Backend, plan: Plan, operands: Operands) -> Call:
-    x, weight, bias = operands.x, operands.weight, operands.bias
-    if weight is not None:
-        check.companion(backend, x, "weight", weight, plan.param_shape)
-    if bias is not None:
-        check.companion(backend, x, "bias", bias, plan.param_shape)
-    return Call(backend, plan, operands)
+    backend, plan, operands = call
+    return backend.apply(plan, operands)[0]
 
 
 def _layer_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-5) -> Call:
-    backend = check.array("x", x)
-    return _call(backend, _planned(backend, x, _layer_plan, axis, eps), Operands(x, weight, bias))
+    backend, plan = _planned(x, _layer_plan, axis, eps)
+    return backend, plan, check.operands(backend, plan.param_shape, Operands(x, weight, bias))
 
 
 def _rms_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-6, weight_offset=0.0) -> Call:
-    backend = check.array("x", x)
-    return _call(backend, _planned(backend, x, _rms_plan, axis, eps, weight_offset), Operands(x, weight, bias))
+    backend, plan = _planned(x, _rms_plan, axis, eps, weight_offset)
+    return backend, plan, check.operands(backend, plan.param_shape, Operands(x, weight, bias))
 
 
 def _group_norm(x, num_groups, weight=None, bias=None, *, axis=1, eps=1e-5) -> Call:
-    backend = check.array("x", x)
-    return _call(backend, _planned(backend, x, _group_plan, num_groups, axis, eps), Operands(x, weight, bias))
+    backend, plan = _planned(x, _group_plan, num_groups, axis, eps)
+    return backend, plan, check.operands(backend, plan.param_shape, Operands(x, weight, bias))
 
 
 def _instance_norm(x, weight=None, bias=None, *, axis=1, eps=1e-5) -> Call:
-    backend = check.array("x", x)
-    return _call(backend, _planned(backend, x, _instance_plan, axis, eps), Operands(x, weight, bias))
+    backend, plan = _planned(x, _instance_plan, axis, eps)
+    return backend, plan, check.operands(backend, plan.param_shape, Operands(x, weight, bias))
 
 
 def _batch_norm(x, mean, var, weight=None, bias=None, *, axis=1, eps=1e-5) -> Call:
-    backend = check.array("x", x)
-    plan = _planned(backend, x, _batch_plan, axis, eps)
-    check.companion(backend, x, "mean", mean, plan.stats_shape)
-    check.companion(backend, x, "var", var, plan.stats_shape)
+    backend, plan = _planned(x, _batch_plan, axis, eps)
+    if mean is None or var is None:
+        check.backend_of("mean" if mean is None else "var", None)
+    operands = check.operands(backend, plan.param_shape, Operands(x, weight, bias, mean, var))
     check.variance(backend, "var", var)
-    return _call(backend, plan, Operands(x, weight, bias, mean, var))
+    return backend, plan, operands
 
 
 def _batch_norm_train(x, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None) -> Call:
-    backend = check.array("x", x)
-    plan = _planned(backend, x, _batch_train_plan, axis, eps)
+    backend, plan = _planned(x, _batch_train_plan, axis, eps)
     if mask is not None:
         check.mask(backend, x, mask)
-    return _call(backend, plan, Operands(x, weight, bias, mask=mask))
+    return backend, plan, check.operands(backend, plan.param_shape, Operands(x, weight, bias, None, None, mask))
 
 
 _BINDERS: dict[Callable, Callable[..., Call]] = {
@@ -455,12 +442,12 @@ def _remembered(build: Callable[..., Plan], *args: Any) -> Plan:
     return build(*args)
 
 
-def _planned(backend: Backend, x: Array, build: Callable[..., Plan], *args: Any) -> Plan:
-    shape = backend.shape(x)
+def _planned(x: Array, build: Callable[..., Plan], *args: Any) -> tuple[Backend, Plan]:
+    backend, shape = check.array("x", x)
     if backend.tracing():
-        return build(shape, *args)
+        return backend, build(shape, *args)
     try:
-        return _remembered(build, shape, *args)
+        return backend, _remembered(build, shape, *args)
     except TypeError:
         # A list of axes, or an argument that is refused in a moment, cannot be looked up.
-        return build(shape, *args)
+        return backend, build(shape, *args)

@@ -50,8 +50,8 @@ class RunningStats(NamedTuple):
         if momentum is not None:
             momentum = check.fraction("momentum", momentum)
         check.batch_statistics(batch_stats)
-        backend = check.array("mean", self.mean)
-        shape = tuple(backend.shape(self.mean))
+        backend, shape = check.array("mean", self.mean)
+        shape = tuple(shape)
         check.companion(backend, self.mean, "var", self.var, shape, of="mean")
         check.companion(backend, self.mean, "batch_stats.mean", batch_stats.mean, shape, of="mean")
         check.companion(backend, self.mean, "batch_stats.var", batch_stats.var, shape, of="mean")

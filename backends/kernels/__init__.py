@@ -153,6 +153,11 @@ def off() -> Iterator[None]:
         mode = before
 
 
+def negative(x: Array) -> bool | None:
+    """Whether a value of an array in host memory is negative; ``None`` where the kernels cannot read it."""
+    return None if _kernels is None else _kernels.negative(x)
+
+
 def limit_threads(count: int) -> None:
     """Use at most ``count`` threads; 0 lifts the limit. Results do not depend on it."""
     if _kernels is not None:
@@ -176,6 +181,7 @@ __all__ = [
     "limit_threads",
     "mode",
     "moments",
+    "negative",
     "off",
     "refusal",
     "served",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from normkit.backends import kernels
-from normkit.backends.protocol import Array, ArrayBackend
+from normkit.backends.protocol import FLOATING, Array, ArrayBackend
 from normkit.core.moments import Habits, Plain, Rescued
 from normkit.core.normalize import BatchStats, Gradients, Operands
-from normkit.core.plan import Plan
+from normkit.core.plan import Plan, Shape
 
 
 def rescue_quietly(plain: Plain, rescued: Rescued) -> tuple[Array, ...]:
@@ -29,8 +30,11 @@ class NumpyBackend(ArrayBackend):
     def __init__(self) -> None:
         super().__init__(np)
 
-    def peek(self, x: Array) -> np.ndarray:
-        return x
+    def suits(self, a: Array, shape: Shape, device: Any) -> bool:
+        return a.shape == shape and self.dtype(a) in FLOATING
+
+    def least(self, x: Array) -> float:
+        return 0.0 if kernels.negative(x) is False else min(float(x.astype("f8", copy=False).min()), 0.0)
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
         if not kernels.accelerates(plan, operands):

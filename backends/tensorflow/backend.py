@@ -9,14 +9,21 @@ from typing import Any
 
 import tensorflow as tf
 
+from normkit.backends import kernels
 from normkit.backends.protocol import Array, ArrayBackend
 from normkit.backends.tensorflow import namespace
 from normkit.core.moments import Habits, accumulation_dtype, rescue_always, rescue_if_needed
 from normkit.core.normalize import BatchStats, Gradients, Operands, forward, returned_stats, vjp
 from normkit.core.plan import Plan, Shape
 
+#: The commonest first: to be the same object is quick to see.
+_FLOATING = (tf.float32, tf.bfloat16, tf.float16, tf.float64)
+
 #: For graphs, and for gradients, which are summed over leading axes whatever the layer normalizes.
 WIDE = Habits(wide=True)
+
+#: The type of tensors that have values; tf.Tensor is that of symbolic ones too.
+EagerTensor = type(tf.constant(0))
 
 
 class TensorflowBackend(ArrayBackend):
@@ -32,13 +39,21 @@ class TensorflowBackend(ArrayBackend):
 
     def dtype(self, x: Array) -> str:
         dtype = x.dtype
-        name = self._dtype_names.get(dtype)
+        # There is one object of each dtype, and it is slow to hash.
+        name = self._dtype_names.get(id(dtype))
         if name is None:
-            name = self._dtype_names[dtype] = dtype.name
+            name = self._dtype_names[id(dtype)] = dtype.name
         return name
 
-    def peek(self, x: Array) -> Any | None:
-        return x.numpy() if tf.executing_eagerly() and _on_host(x) and x.dtype != tf.bfloat16 else None
+    def suits(self, a: Array, shape: Shape, device: Any) -> bool:
+        return a.dtype in _FLOATING and a.shape.as_list() == list(shape)
+
+    def least(self, x: Array) -> float:
+        if isinstance(x, tf.Variable) and tf.executing_eagerly():
+            x = tf.convert_to_tensor(x)
+        if type(x) is not EagerTensor or not _on_host(x) or kernels.negative(x) is False:
+            return 0.0
+        return min(float(x.numpy().astype("f8", copy=False).min()), 0.0)
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
         names = tuple(name for name, a in zip(Operands._fields, operands, strict=True) if a is not None)

@@ -13,7 +13,9 @@ from normkit.backends import kernels
 from normkit.backends.protocol import Array, ArrayBackend
 from normkit.core.moments import Habits, Moments, rescue_always, rescue_if_needed
 from normkit.core.normalize import BatchStats, Gradients, Operands, forward, returned_stats, vjp
-from normkit.core.plan import Plan
+from normkit.core.plan import Plan, Shape
+
+_FLOATING = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 #: What torch's autocast computes and returns in float32 on a GPU.
 _AUTOCAST_TO_FLOAT32 = frozenset({"layer_norm", "rms_norm", "group_norm"})
@@ -30,10 +32,13 @@ class TorchBackend(ArrayBackend):
     def device(self, x: Array) -> torch.device:
         return x.device
 
-    def peek(self, x: Array) -> Any | None:
-        if _traced(x) or x.device.type != "cpu" or x.dtype == torch.bfloat16:
-            return None
-        return x.detach().numpy()
+    def suits(self, a: Array, shape: Shape, device: Any) -> bool:
+        return a.shape == shape and a.dtype in _FLOATING and a.device == device
+
+    def least(self, x: Array) -> float:
+        if _traced(x) or not x.is_cpu or kernels.negative(x) is False:
+            return 0.0
+        return min(x.detach().min().item(), 0.0)
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
         x = operands.x
@@ -82,7 +87,7 @@ def _traced(x: torch.Tensor) -> bool:
         or type(x) not in (torch.Tensor, torch.nn.Parameter)
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
     )
 
 

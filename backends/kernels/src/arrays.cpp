@@ -80,13 +80,19 @@ bool Array::open(PyObject *object, const char *name, bool written) {
   if (object == Py_None) return true;
   if (const dlpack::Exchange *api = exchange_of(object)) return open_dlpack(object, name, api);
   if (PyObject_CheckBuffer(object)) return open_buffer(object, name, written);
-  PyErr_Format(PyExc_TypeError, "%s must have the buffer protocol or DLPack's C exchange API; received %R.", name, Py_TYPE(object));
+  if (PyCapsule_IsValid(object, "dltensor"))
+    return open_tensor(*static_cast<dlpack::Tensor *>(PyCapsule_GetPointer(object, "dltensor")), name);
+  PyErr_Format(PyExc_TypeError, "%s must have the buffer protocol or DLPack's C exchange API, or be a DLPack capsule; received %R.",
+               name, Py_TYPE(object));
   return false;
 }
 
 bool Array::open_dlpack(PyObject *object, const char *name, const void *api) {
   dlpack::Tensor tensor;
-  if (static_cast<const dlpack::Exchange *>(api)->tensor_from_object(object, &tensor) != 0) return false;
+  return static_cast<const dlpack::Exchange *>(api)->tensor_from_object(object, &tensor) == 0 && open_tensor(tensor, name);
+}
+
+bool Array::open_tensor(const dlpack::Tensor &tensor, const char *name) {
   if (tensor.device.type != dlpack::kCpu) {
     PyErr_Format(PyExc_ValueError, "%s must be in host memory; received DLPack device type %d.", name, int(tensor.device.type));
     return false;

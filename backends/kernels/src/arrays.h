@@ -3,6 +3,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "dlpack.h"
 #include "kernels.h"
 
 namespace normkit {
@@ -24,6 +25,7 @@ class Array {
 
  private:
   bool open_dlpack(PyObject *object, const char *name, const void *api);
+  bool open_tensor(const dlpack::Tensor &tensor, const char *name);
   bool open_buffer(PyObject *object, const char *name, bool written);
   bool hold_open_ = false;
   Py_buffer hold_;

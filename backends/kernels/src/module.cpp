@@ -117,6 +117,30 @@ PyObject *call(PyObject *, PyObject *const *values, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
+template <class Bits> bool any_negative(const void *data, int64_t count) {
+  constexpr Bits sign = Bits(Bits(1) << (8 * sizeof(Bits) - 1));
+  for (int64_t i = 0; i < count; ++i) {
+    Bits bits;
+    memcpy(&bits, static_cast<const char *>(data) + i * sizeof bits, sizeof bits);
+    if (bits > sign) return true;
+  }
+  return false;
+}
+
+// Looks at the sign bits: a NaN with a sign counts as negative, and -0 does not.
+PyObject *negative(PyObject *, PyObject *object) {
+  Array a;
+  if (!a.open(object, "x", false)) {
+    PyErr_Clear();
+    Py_RETURN_NONE;
+  }
+  const int64_t size = size_of(a.type);
+  const bool found = size == 8   ? any_negative<uint64_t>(a.data, a.count)
+                     : size == 4 ? any_negative<uint32_t>(a.data, a.count)
+                                 : any_negative<uint16_t>(a.data, a.count);
+  return PyBool_FromLong(found);
+}
+
 PyObject *info(PyObject *, PyObject *) {
   PyObject *sets = PyList_New(0);
   for (const Isa *i = instruction_sets(); sets && i->name; ++i) {
@@ -142,6 +166,7 @@ PyMethodDef methods[] = {
     {"call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL,
      "call(backward, kind, outer, groups, channels, inner, eps, offset, center, x, dy, weight, bias, mean, var, out, stats, "
      "dweight, dbias, dmean, dvar): run one kernel; stats hold mean, residue, var, rstd, or var, rstd where not centred."},
+    {"negative", negative, METH_O, "Whether a value is negative; None where x is not a dense float array in host memory."},
     {"info", info, METH_NOARGS, "The instruction set and the threads in use."},
     {"served", counts, METH_NOARGS, "How many forward and backward calls kernels have served in this process."},
     {"limit_threads", limit, METH_O, "limit_threads(n): use at most n threads; 0 lifts the limit."},
