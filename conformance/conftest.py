@@ -1,13 +1,15 @@
 """The suite's options, and how a test is repeated over libraries, dtypes and cases."""
 
 import itertools
+import os
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from normkit.conformance import libraries, natives
+from normkit.backends import kernels
+from normkit.conformance import libraries, natives, plain
 from normkit.conformance.tolerances import judged
 
 #: The files that test one library's own layers: they import it, and are collected where it is tested.
@@ -15,7 +17,7 @@ ONLY = {"test_torch_layers.py": "torch"}
 
 
 def pytest_addoption(parser):
-    """Add ``--backend NAME`` and ``--device NAME``."""
+    """Add ``--backend NAME``, ``--device NAME`` and ``--kernels MODE``."""
     group = parser.getgroup("normkit")
     group.addoption(
         "--backend",
@@ -23,11 +25,21 @@ def pytest_addoption(parser):
         metavar="NAME",
         help=f"array library to test: {', '.join(libraries.LIBRARIES)}; repeatable; default: all that are installed",
     )
+    group.addoption(
+        "--kernels",
+        choices=kernels.MODES,
+        help="the fused kernels' mode, in place of NORMKIT_KERNELS; where they are required, what they cannot serve is "
+        "expected to be refused",
+    )
     group.addoption("--device", metavar="NAME", help="PyTorch's default device, such as cuda; the others choose theirs")
 
 
 def pytest_configure(config):
     """Import the libraries that are to be tested, PyTorch before TensorFlow; one that was asked for must be there."""
+    if mode := config.getoption("kernels"):
+        os.environ["NORMKIT_KERNELS"] = kernels.mode = mode
+    if kernels.mode == "require" and not kernels.info()["built"]:
+        raise pytest.UsageError("Kernels are required, but they are not built into this installation.")
     config.addinivalue_line("markers", "grid(cases, dtypes, thrifty): what a test of a library is repeated for")
     config.addinivalue_line("filterwarnings", "error")
     asked = config.getoption("backend") or libraries.available()[0]
@@ -58,7 +70,30 @@ def pytest_report_header(config):
     """Name the libraries that are tested and those that are not installed."""
     missing = libraries.available()[1]
     tested = ", ".join(library.name for library in config.libraries)
-    return f"normkit on: {tested}" + (f"; not installed: {', '.join(missing)}" if missing else "")
+    return f"normkit on: {tested}; kernels: {kernels.mode}" + (f"; not installed: {', '.join(missing)}" * bool(missing))
+
+
+def pytest_collection_modifyitems(items):
+    """Where kernels are required, what none serves is refused: a refusal that fails to come shows as a failure."""
+    if kernels.mode != "require":
+        return
+    for item in items:
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        reason = plain.reason(item.name, params.get("case"))
+        if reason is not None:
+            item.user_properties.append(("refused", reason))
+            item.add_marker(pytest.mark.xfail(strict=True, raises=kernels.KernelError, reason=reason))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """A refusal that was expected has the words that were expected."""
+    try:
+        return (yield)
+    except kernels.KernelError as refused:
+        words = dict(item.user_properties).get("refused", "")
+        assert words in str(refused), f"expected {words!r}; received {refused}"
+        raise
 
 
 def pytest_generate_tests(metafunc):

@@ -1,7 +1,8 @@
 """Fused CPU kernels for NumPy and PyTorch, and the one place that decides when they serve a call.
 
 ``NORMKIT_KERNELS`` is ``1`` (the default: wherever they are of use), ``0`` (never) or ``require`` (a call that they
-cannot serve raises). ``NORMKIT_ISA`` names an instruction set of :func:`info`; ``NORMKIT_HUGEPAGES=0`` leaves large
+cannot serve raises; gradients of gradients, and what a compiler traces, are made of plain operations in any mode).
+``NORMKIT_ISA`` names an instruction set of :func:`info`; ``NORMKIT_HUGEPAGES=0`` leaves large
 outputs on small pages.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from normkit.backends.kernels.libraries import library_of
-from normkit.backends.kernels.routes import KINDS, Route, route
+from normkit.backends.kernels.routes import KINDS, Reordered, Route, reordered, route
 from normkit.core.moments import Moments
 from normkit.core.normalize import BatchStats, Gradients, Operands
 from normkit.core.plan import Plan
@@ -28,8 +29,9 @@ except ImportError as _error:
 Array = Any
 ALL = Gradients(True, True, True, True, True)
 
+MODES = ("0", "1", "require")
 mode = os.environ.get("NORMKIT_KERNELS", "1")
-if mode not in ("0", "1", "require"):
+if mode not in MODES:
     raise ValueError(f"NORMKIT_KERNELS must be 0, 1 or require; received {mode!r}.")
 
 
@@ -59,12 +61,12 @@ def refusal(plan: Plan, operands: Operands) -> str | None:
         return "a mask was given."
     layout = library.layout(x)
     if layout is None:
-        return "x is not a plain, dense float array in host memory, row-major or channels last."
-    if route(plan, layout == "last") is None:
-        return f"there is none for axes {plan.axes} of shape {plan.view}, {layout}."
+        return "x is not of native floating-point numbers in host memory."
+    if route(plan, layout == "last") is None and (not library.reorders or reordered(plan) is None):
+        return f"there is none for axes {plan.axes} of shape {tuple(plan.view)}, {layout}."
     for operand in (weight, bias, mean, var):
-        if operand is not None and not library.plain(operand):
-            return "a parameter is not a plain, contiguous float array in host memory."
+        if operand is not None and library.layout(operand) is None:
+            return "a parameter is not of native floating-point numbers in host memory."
     return None
 
 
@@ -73,28 +75,26 @@ def forward(plan: Plan, operands: Operands, *, save: bool = True) -> tuple[Array
 
     There are no statistics where they were brought along, or where ``save`` is false.
     """
-    x, weight, bias, mean, var, _ = operands
-    library, at = _found(operands, plan)
+    library, at, order, x, params = _found(plan, operands)
     y = library.empty_like(x)
-    stats = library.statistics(x, 4 if plan.center else 2, at.moments_shape) if save and mean is None else None
-    _call(library, False, plan, at, x, None, weight, bias, mean, var, y, stats, None, None, None, None)
-    return y, stats
+    stats = library.statistics(x, 4 if plan.center else 2, at.moments_shape) if save and operands.mean is None else None
+    _call(library, False, plan, at, x, None, *params, y, stats, None, None, None, None)
+    return (y if order is None else library.restored(y, order.inverse, operands.x)), stats
 
 
 def vjp(plan: Plan, operands: Operands, stats: Array | None, dy: Array, needs: Gradients = ALL) -> Gradients:
     """Gradients of ``sum(y * dy)`` for the operands that are given and that ``needs`` marks."""
-    x, weight, bias, mean, var, _ = operands
-    library, at = _found(operands, plan)
-    dy = library.like(dy, x)
-    out = Gradients(
-        library.empty_like(x) if needs.x else None,
-        *(
-            library.empty_like(operand) if operand is not None and needed else None
-            for operand, needed in zip((weight, bias, mean, var), needs[1:], strict=True)
-        ),
-    )
-    _call(library, True, plan, at, x, dy, weight, bias, mean, var, out.x, stats, *out[1:])
-    return out
+    library, at, order, x, params = _found(plan, operands)
+    dx = library.empty_like(x) if needs.x else None
+    dparams = [
+        library.empty_like(param) if param is not None and needed else None
+        for param, needed in zip(params, needs[1:], strict=True)
+    ]
+    dy = library.like(dy if order is None else library.ordered(dy, order.order), x)
+    _call(library, True, plan, at, x, dy, *params, dx, stats, *dparams)
+    if dx is not None and order is not None:
+        dx = library.restored(dx, order.inverse, operands.x)
+    return Gradients(dx, *dparams)
 
 
 def moments(plan: Plan, stats: Array) -> Moments:
@@ -112,11 +112,27 @@ def batch_stats(plan: Plan, stats: Array | None) -> BatchStats | None:
     return BatchStats((stats[0] + stats[1]).reshape(plan.stats_shape), stats[2].reshape(plan.stats_shape), plan.count)
 
 
-def _found(operands: Operands, plan: Plan) -> tuple[Any, Route]:
-    library = library_of(type(operands.x))
-    at = route(plan, library.layout(operands.x) == "last")
-    assert at is not None, "accelerates() was not asked"
-    return library, at
+class _Found(NamedTuple):
+    """What a call needs, with x as the kernel sees it: where it is, or as a copy with its axes reordered."""
+
+    library: Any
+    route: Route
+    order: Reordered | None
+    x: Array
+    params: list[Array | None]
+
+
+def _found(plan: Plan, operands: Operands) -> _Found:
+    x, weight, bias, mean, var, _ = operands
+    library = library_of(type(x))
+    params = [p if p is None or library.layout(p) == "first" else library.ordered(p) for p in (weight, bias, mean, var)]
+    layout = library.layout(x)
+    at = None if layout == "strided" else route(plan, layout == "last")
+    if at is not None:
+        return _Found(library, at, None, x, params)
+    order = reordered(plan)
+    assert order is not None, "accelerates() was not asked"
+    return _Found(library, order.route, order, library.ordered(x, order.order), params)
 
 
 def _call(library, backward: bool, plan: Plan, at: Route, *arrays: Array | None) -> None:
@@ -172,6 +188,7 @@ def info() -> dict[str, Any]:
 
 
 __all__ = [
+    "MODES",
     "KernelError",
     "Served",
     "accelerates",

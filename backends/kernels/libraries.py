@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 Array = Any
+Order = tuple[int, ...]
 
 _known: dict[type, Any] = {}
 
@@ -33,6 +34,8 @@ def _find(kind: type):
 class NumpyArrays:
     """NumPy, with the bfloat16 of ml_dtypes as its bits."""
 
+    reorders = True
+
     def __init__(self, np) -> None:
         self.np = np
         self._plain = {np.dtype(t): True for t in ("f2", "f4", "f8")}
@@ -44,17 +47,25 @@ class NumpyArrays:
         return known
 
     def layout(self, x: Array) -> str | None:
-        """``"first"`` for row-major memory, ``"last"`` for axis 1 innermost, else ``None``."""
-        if not self._known_dtype(x.dtype):
+        """``"first"`` for row-major, ``"last"`` for axis 1 innermost, else ``"strided"``; ``None`` for no such array"""
+        if type(x) is not self.np.ndarray or not self._known_dtype(x.dtype):
             return None
         if x.flags.c_contiguous:
             return "first"
         last = x.ndim > 2 and x.transpose(0, *range(2, x.ndim), 1).flags.c_contiguous
-        return "last" if last else None
+        return "last" if last else "strided"
 
-    def plain(self, x: Array) -> bool:
-        """Whether a parameter can be read where it is."""
-        return type(x) is self.np.ndarray and x.flags.c_contiguous and self._known_dtype(x.dtype)
+    def ordered(self, x: Array, order: Order | None = None) -> Array:
+        """``x`` with its axes in this order, row-major."""
+        return self.np.ascontiguousarray(x if order is None else x.transpose(order))
+
+    def restored(self, y: Array, inverse: Order, x: Array) -> Array:
+        """``y`` with its axes as they were, in memory as an array like ``x`` would be."""
+        y, like = y.transpose(inverse), self.np.empty_like(x)
+        if y.strides == like.strides:
+            return y
+        like[...] = y
+        return like
 
     def empty_like(self, x: Array) -> Array:
         """An array of x's shape, dtype and layout."""
@@ -87,24 +98,40 @@ class NumpyArrays:
 class TorchArrays:
     """PyTorch tensors in host memory."""
 
+    reorders = True
+
     def __init__(self, torch) -> None:
         self.torch = torch
+        self._kinds = (torch.Tensor, torch.nn.Parameter)
         self._plain = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
     def layout(self, x: Array) -> str | None:
-        """``"first"`` for contiguous, ``"last"`` for torch's channels-last formats, else ``None``."""
-        if not x.is_cpu or x.dtype not in self._plain or x.layout is not self.torch.strided or x.is_neg():
+        """``"first"`` for contiguous, ``"last"`` for channels last, else ``"strided"``; ``None`` for no such tensor."""
+        if (
+            not x.is_cpu
+            or x.dtype not in self._plain
+            or x.layout is not self.torch.strided
+            or type(x) not in self._kinds
+        ):
             return None
+        if x.is_neg():
+            return "strided"
         if x.is_contiguous():
             return "first"
         ndim = x.ndim
-        if ndim == 4:
-            return "last" if x.is_contiguous(memory_format=self.torch.channels_last) else None
-        return "last" if ndim == 5 and x.is_contiguous(memory_format=self.torch.channels_last_3d) else None
+        if ndim == 4 and x.is_contiguous(memory_format=self.torch.channels_last):
+            return "last"
+        return "last" if ndim == 5 and x.is_contiguous(memory_format=self.torch.channels_last_3d) else "strided"
 
-    def plain(self, x: Array) -> bool:
-        """Whether a parameter can be read where it is."""
-        return x.is_cpu and x.dtype in self._plain and x.layout is self.torch.strided and x.is_contiguous()
+    def ordered(self, x: Array, order: Order | None = None) -> Array:
+        """``x`` with its axes in this order, row-major."""
+        x = x.detach().resolve_neg()
+        return (x if order is None else x.permute(order)).contiguous()
+
+    def restored(self, y: Array, inverse: Order, x: Array) -> Array:
+        """``y`` with its axes as they were, in memory as a tensor like ``x`` would be."""
+        y, like = y.permute(inverse), self.torch.empty_like(x)
+        return y if y.stride() == like.stride() else like.copy_(y)
 
     def empty_like(self, x: Array) -> Array:
         """A tensor of x's shape, dtype and layout."""

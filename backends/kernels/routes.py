@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from normkit.core.plan import Plan
 
 ROWS, CHANNELS, COLUMNS = range(3)
 KINDS = ("rows", "channels", "columns")
+
+Order = tuple[int, ...]
 
 
 class Route(NamedTuple):
@@ -22,52 +25,94 @@ class Route(NamedTuple):
     moments_shape: tuple[int, ...]
 
 
-_routes: dict[tuple[int, bool], tuple[Plan, Route | None]] = {}
+class Reordered(NamedTuple):
+    """The order of axes in which a row-major copy of any x has a route, and the way back."""
+
+    order: Order
+    inverse: Order
+    route: Route
+
+
+_memory: dict[tuple[int, Any], tuple[Plan, Any]] = {}
 
 
 def route(plan: Plan, channels_last: bool) -> Route | None:
-    """The route for an array in row-major order, or with axis 1 last in memory; ``None`` where there is none.
+    """The route for x where it is, in row-major order or with axis 1 last in memory; ``None`` where there is none."""
+    return _remembered(plan, channels_last, _route)
 
-    Remembered by the plan's identity: plans are cached, and hashing one takes longer than a small kernel.
-    """
-    found = _routes.get((id(plan), channels_last))
+
+def reordered(plan: Plan) -> Reordered | None:
+    """The route for a copy of x; ``None`` where there is no element, or sizes are not known yet."""
+    return _remembered(plan, None, _reordered)
+
+
+def _remembered(plan: Plan, what: bool | None, find: Callable[[Plan, Any], Any]) -> Any:
+    """By the plan's identity: plans are cached, and hashing one takes longer than a small kernel."""
+    found = _memory.get((id(plan), what))
     if found is not None and found[0] is plan:
         return found[1]
-    if len(_routes) > 1024:
-        _routes.clear()
-    new = None if None in plan.shape or 0 in plan.shape else _find(plan, channels_last)
-    _routes[id(plan), channels_last] = plan, new
+    if len(_memory) > 1024:
+        _memory.clear()
+    new = None if None in plan.shape or 0 in plan.shape else find(plan, what)
+    _memory[id(plan), what] = plan, new
     return new
 
 
-def _find(plan: Plan, channels_last: bool) -> Route | None:
-    view = tuple(n for n in plan.view if n is not None)  # all of them: route() sees to it
-    kept = tuple(a for a in range(len(view)) if a not in plan.axes)
-    moments_shape = tuple(1 if a in plan.axes else n for a, n in enumerate(view))
+def _route(plan: Plan, channels_last: bool) -> Route | None:
+    axes = range(len(plan.shape))
+    return _along(plan, (0, *axes[2:], 1) if channels_last else tuple(axes))
 
-    def made(kind, outer, groups, channels, inner):
+
+def _reordered(plan: Plan, _: None) -> Reordered:
+    axes = tuple(range(len(plan.shape)))
+    front: Order = ()
+    if plan.layer in ("layer_norm", "rms_norm"):
+        front = tuple(a for a in axes if a not in plan.axes)
+    elif plan.layer in ("group_norm", "instance_norm"):
+        front = _kept(plan)
+    order = (*front, *(a for a in axes if a not in front))
+    found = _along(plan, order)
+    assert found is not None
+    return Reordered(order, tuple(sorted(axes, key=order.__getitem__)), found)
+
+
+def _along(plan: Plan, order: Order) -> Route | None:
+    """The route for dense memory with x's axes in this order."""
+    shape = tuple(n for n in plan.shape if n is not None)  # all of them: _remembered() sees to it
+    moments_shape = tuple(1 if a in plan.axes else n for a, n in enumerate(plan.view) if n is not None)
+
+    def made(kind: int, outer: int, groups: int, channels: int, inner: int) -> Route:
         return Route(kind, outer, groups, channels, inner, moments_shape)
 
+    def size(axes: Order) -> int:
+        return math.prod(shape[a] for a in axes)
+
     if plan.layer in ("layer_norm", "rms_norm"):
-        if channels_last or not plan.trailing:
+        kept = _kept(plan)
+        wanted = [a for a in (*kept, *plan.axes) if shape[a] > 1]
+        if [a for a in order if shape[a] > 1] != wanted:
             return None
-        return made(ROWS, math.prod(view[a] for a in kept), 1, plan.count, 1)
+        return made(ROWS, size(kept), 1, size(plan.axes), 1)
+    channel = _kept(plan)[-1]
+    at = order.index(channel)
     if plan.layer in ("batch_norm", "batch_norm_train"):
-        (axis,) = kept
-        before, after = math.prod(view[:axis]), math.prod(view[axis + 1 :])
-        if channels_last:
-            return made(COLUMNS, 1, view[1], 1, before * after) if axis == 1 else None
+        before, after = size(order[:at]), size(order[at + 1 :])
         if after == 1:
-            return made(COLUMNS, 1, view[axis], 1, before)
-        return made(CHANNELS, before, 1, view[axis], after)
-    if plan.layer in ("group_norm", "instance_norm") and len(kept) == 2 and kept[0] == 0:
-        axis = kept[1]
-        per_group = view[axis + 1] if plan.layer == "group_norm" else 1
-        end = axis + 2 if plan.layer == "group_norm" else axis + 1
-        if channels_last:
-            return made(COLUMNS, view[0], view[1], per_group, math.prod(view[end:])) if axis == 1 else None
-        if axis == 1:
-            return made(ROWS, view[0], view[1], per_group, math.prod(view[end:]))
-        if end == len(view):
-            return made(COLUMNS, view[0], view[axis], per_group, math.prod(view[1:axis]))
+            return made(COLUMNS, 1, shape[channel], 1, before)
+        return made(CHANNELS, before, 1, shape[channel], after)
+    if order[0] != 0:
+        return None
+    samples = shape[0] if channel else 1
+    groups = shape[channel] if plan.layer == "instance_norm" else plan.view[channel]
+    assert groups is not None
+    rest = math.prod(shape) // (samples * shape[channel])
+    if at <= 1:
+        return made(ROWS, samples, groups, shape[channel] // groups, rest)
+    if at + 1 == len(order):
+        return made(COLUMNS, samples, groups, shape[channel] // groups, rest)
     return None
+
+
+def _kept(plan: Plan) -> Order:
+    """The axes of x that are not reduced, or reduced within a group of channels only."""
+    return tuple(a for a in range(len(plan.shape)) if a not in plan.axes)

@@ -1,0 +1,36 @@
+"""What no fused kernel serves, as data: where kernels are required, the suite expects each refusal by its words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Tests that a kernel refuses: those of a masked case, or those of these names (all their parameters, or one)."""
+
+    reason: str
+    tests: tuple[str, ...] = ()
+    masked: bool = False
+
+    def covers(self, name: str, case: Any | None) -> bool:
+        """Whether the test of this name, with this case if it has one, is one of them."""
+        return (self.masked and case is not None and case.masked) or any(
+            name == test or name.startswith(f"{test}[") for test in self.tests
+        )
+
+
+PLAIN = (
+    Plain(
+        "a mask was given",
+        ("test_mask[numpy-True]", "test_mask[torch-True]", "test_a_channel_that_is_masked_out"),
+        masked=True,
+    ),
+    Plain("x is not of native floating-point numbers in host memory", ("test_meta_device",)),
+)
+
+
+def reason(name: str, case: Any | None) -> str | None:
+    """Why no kernel serves a test; ``None`` where one does."""
+    return next((row.reason for row in PLAIN if row.covers(name, case)), None)
