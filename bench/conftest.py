@@ -2,14 +2,14 @@
 
 import pytest
 
-from normkit.bench import machine, table
+from normkit.bench import machine, rows
 from normkit.conformance import libraries
 
 
 def pytest_addoption(parser):
     """Add ``--backend NAME``, unless the conformance suite, which runs along, has it already."""
     group = parser.getgroup("normkit")
-    text = f"array library to time ({', '.join(table.LIBRARIES)}); may be repeated; default: all that are installed"
+    text = f"array library to time ({', '.join(rows.LIBRARIES)}); may be repeated; default: all that are installed"
     try:
         group.addoption("--backend", action="append", metavar="NAME", help=text)
     except ValueError as error:
@@ -21,7 +21,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """Import the libraries that are to be timed; one that was asked for must be there."""
     try:
-        config.engines = table.chosen(config.getoption("backend"))
+        config.engines = rows.chosen(config.getoption("backend"))
     except (libraries.Missing, ValueError) as error:
         raise pytest.UsageError(str(error)) from None
 

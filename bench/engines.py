@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import normkit as nk
+from normkit.backends import kernels
 from normkit.bench.timing import Thunk
 from normkit.conformance import inputs, measure
 from normkit.conformance.cases import Case
@@ -40,6 +42,8 @@ class Engine:
 
     #: Packages besides the library whose versions matter.
     packages: tuple[str, ...] = ("numpy",)
+    #: The library is meant to be used compiled.
+    compiles = False
 
     def __init__(self, library: Library) -> None:
         self.library = library
@@ -53,9 +57,13 @@ class Engine:
         """What computes."""
         return "cpu"
 
+    def use(self, device: str) -> None:
+        """Compute on a device that was asked for."""
+        raise ValueError(f"{self.library.name} has no choice of device here; torch and jax have. Received {device!r}.")
+
     def threads(self) -> int | None:
-        """How many threads the library uses, where it can be asked."""
-        return None
+        """How many threads compute: in NumPy those of the kernels, where they are built."""
+        return kernels.info().get("threads")
 
     def arrays(self, case: Case, dtype: str) -> dict[str, Array]:
         """Normally distributed operands, and ``dy``."""
@@ -97,6 +105,10 @@ class Engine:
         to = self.library.xp.empty_like(x)
         return lambda: self.library.xp.copyto(to, x)
 
+    def double(self, x: Array) -> Thunk:
+        """x * 2, by the library itself."""
+        return lambda: x * 2
+
     def done(self, result: Any) -> Any:
         """The result, computed."""
         return result
@@ -128,6 +140,13 @@ class TorchEngine(Engine):
     def device(self):
         torch = self.library.xp
         return torch.cuda.get_device_name() if torch.get_default_device().type == "cuda" else "cpu"
+
+    def use(self, device):
+        try:
+            self.library.xp.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"PyTorch cannot use the device {device!r}: {str(error).partition(chr(10))[0]}") from None
+        self.library.xp.set_default_device(device)
 
     def threads(self):
         return self.library.xp.get_num_threads()
@@ -170,7 +189,8 @@ class TensorFlowEngine(Engine):
         return config.experimental.get_device_details(gpus[0])["device_name"] if gpus else "cpu"
 
     def threads(self):
-        return self.library.xp.config.threading.get_intra_op_parallelism_threads() or None
+        set_to = self.library.xp.config.threading.get_intra_op_parallelism_threads()
+        return set_to or int(os.environ.get("TF_NUM_INTRAOP_THREADS", 0)) or cores()
 
     def differentiable(self, function):
         return function
@@ -210,9 +230,21 @@ class JaxEngine(Engine):
     """JAX: vjp, whole passes jitted where the mode says so. Every call is waited for."""
 
     packages = ("jax", "jaxlib", "flax")
+    compiles = True
 
     def device(self):
-        return self.library.xp.devices()[0].device_kind
+        default = self.library.xp.config.jax_default_device
+        return (default or self.library.xp.devices()[0]).device_kind
+
+    def use(self, device):
+        try:
+            found = self.library.xp.devices(device)[0]
+        except RuntimeError as error:
+            raise ValueError(f"JAX cannot use the device {device!r}: {str(error).partition(chr(10))[0]}") from None
+        self.library.xp.config.update("jax_default_device", found)
+
+    def threads(self):
+        return int(os.environ.get("PJRT_NPROC", 0)) or cores()
 
     def differentiable(self, function):
         return function
@@ -239,11 +271,19 @@ class JaxEngine(Engine):
 
         return copy
 
+    def double(self, x):
+        return lambda: self.done(x * 2)
+
     def done(self, result):
         return self.library.xp.block_until_ready(result)
 
 
 _ENGINES = {"cupy": CupyEngine, "torch": TorchEngine, "tensorflow": TensorFlowEngine, "jax": JaxEngine}
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def engine(name: str) -> Engine:

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import normkit as nk
-from normkit.bench.engines import Engine
+from normkit.backends import kernels
+from normkit.bench.engines import Engine, cores
+
+#: What the libraries read for how many threads to use, when they are imported.
+LIMITS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "PJRT_NPROC")
+
+
+def limit_threads(count: int) -> None:
+    """Let every library use ``count`` threads, those of them that are imported after this."""
+    os.environ.update(dict.fromkeys(LIMITS, str(count)))
 
 
 def describe(engines: Iterable[Engine]) -> dict[str, Any]:
@@ -22,12 +31,20 @@ def describe(engines: Iterable[Engine]) -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "versions": {"normkit": nk.__version__, **_versions(p for e in engines for p in e.packages)},
         "devices": {e.library.name: e.device() for e in engines},
         "threads": {e.library.name: threads for e in engines if (threads := e.threads()) is not None},
-        "variables": {k: v for k, v in os.environ.items() if k.startswith("NORMKIT_") or k.endswith("_NUM_THREADS")},
+        "kernels": kernels.info(),
+        "variables": {k: v for k, v in os.environ.items() if k.startswith("NORMKIT_") or k in LIMITS},
     }
+
+
+def free_memory() -> float:
+    """Bytes that may be had without swapping; infinite where the system does not tell."""
+    info = Path("/proc/meminfo")
+    lines = info.read_text().splitlines() if info.exists() else ()
+    return next((1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), float("inf"))
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

@@ -13,10 +13,14 @@ from time import perf_counter
 from typing import Any
 
 Thunk = Callable[[], Any]
+#: Makes what a thunk runs in; entering and leaving it is not timed.
+Within = Callable[[], contextlib.AbstractContextManager[Any]]
 
 #: A turn takes at least this many seconds: calls are repeated within it, so that the clock's own cost does not count.
 TURN = 2e-4
 ROUNDS = 5
+#: Seconds for a call from which on one more call to warm up would be a waste.
+SLOW = 0.02
 
 
 @dataclass(frozen=True)
@@ -58,27 +62,35 @@ def interleaved(
     thunks: Mapping[str, Thunk],
     wait: Callable[[], None] = lambda: None,
     *,
+    within: Mapping[str, Within] | None = None,
     seconds: float = 0.5,
     rounds: int = ROUNDS,
 ) -> dict[str, list[float]]:
     """Seconds per call of each thunk in each round: A B C A B C ... for ``seconds``, and ``rounds`` times at least.
 
-    ``wait`` blocks until the device has done what it was told. A result lives until the clock has been read.
+    ``within`` has the contexts of those thunks that run in one, entered for each turn. ``wait`` blocks until the device
+    has done what it was told. A result lives until the clock has been read.
     """
-    calls = {name: _warmed(thunk, wait) for name, thunk in thunks.items()}
+    within = within or {}
+    calls = {}
+    for name, thunk in thunks.items():
+        with within.get(name, contextlib.nullcontext)():
+            calls[name] = _warmed(thunk, wait)
     times: dict[str, list[float]] = {name: [] for name in thunks}
     with without_collection():
         end = perf_counter() + seconds
         while len(next(iter(times.values()))) < rounds or perf_counter() < end:
             for name, thunk in thunks.items():
-                times[name].append(_turn(thunk, wait, calls[name]))
+                with within.get(name, contextlib.nullcontext)():
+                    times[name].append(_turn(thunk, wait, calls[name]))
     return times
 
 
 def _warmed(thunk: Thunk, wait: Callable[[], None]) -> int:
     """How many calls fill a turn; the first ones compile, trace and fill caches."""
-    for _ in range(2):
-        _turn(thunk, wait, 1)
+    _turn(thunk, wait, 1)
+    if _turn(thunk, wait, 1) > SLOW:
+        return 1
     calls = math.ceil(TURN / min(_turn(thunk, wait, 1) for _ in range(2)))
     return calls if calls == 1 else math.ceil(TURN / _turn(thunk, wait, calls))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +38,10 @@ class Workload:
     #: So small that the time of the call is what one sees.
     small: bool = False
 
+    def shrunk(self) -> Workload:
+        """The same with few samples, for tests: what runs is what is timed, in milliseconds."""
+        return dataclasses.replace(self, size=(min(self.size[0], 2), *self.size[1:]))
+
     def case(self, library: Library) -> Case:
         """The workload as the library has it: channels-last is a memory format in PyTorch, an axis order elsewhere."""
         affine = "weight" if self.layer == "rms_norm" else "both"  # no native RMS norm has a bias
@@ -49,8 +55,17 @@ class Workload:
         options["axis"] = -1 if last else 1
         return Case(self.name, self.layer, shape, options, affine, "channels_last" if strided else "contiguous")
 
+    @property
+    def elements(self) -> int:
+        """How many x has."""
+        return math.prod(self.size)
+
     def __str__(self) -> str:
         return self.name
+
+
+#: 134 MB, which malloc maps anew in each call.
+LARGE = Workload("LN 32768x1024", "layer_norm", (32768, 1024))
 
 
 def _table() -> tuple[Workload, ...]:
@@ -69,10 +84,11 @@ def _table() -> tuple[Workload, ...]:
         Workload("IN 56x56", "instance_norm", early, "NCHW"),
         Workload("LN 8192x768", "layer_norm", (8192, 768), dtypes=_ALL, quick=True, compiled=True),
         Workload("LN 2048x4096", "layer_norm", (2048, 4096)),
+        LARGE,
         Workload("LN 65536x64", "layer_norm", (65536, 64), dtypes=_ALL),
         Workload("RMS 8192x768", "rms_norm", (8192, 768), dtypes=_ALL, quick=True, compiled=True),
         Workload("RMS 2048x4096", "rms_norm", (2048, 4096)),
-        Workload("LN 4x64", "layer_norm", (4, 64), small=True),
+        Workload("LN 4x64", "layer_norm", (4, 64), quick=True, small=True),
         Workload("LN 8x768", "layer_norm", (8, 768), quick=True, compiled=True, small=True),
         Workload("RMS 8x768", "rms_norm", (8, 768), small=True),
         Workload("BN train 8x8", "batch_norm_train", (4, 8, 8, 8), "NCHW", small=True),
@@ -85,6 +101,21 @@ def _table() -> tuple[Workload, ...]:
 
 WORKLOADS = _table()
 QUICK = tuple(w for w in WORKLOADS if w.quick)
+
+#: Between two calls of it, another operation runs (a framework's own threads, which ours are not to wake or wait for).
+ALTERNATING = Workload("LN 256x768", "layer_norm", (256, 768))
+
+
+def swept(quick: bool = False) -> tuple[Workload, ...]:
+    """Layer norm from 1 KB of float32 and batch norm from 4 KB, up to 512 MB; quick: in steps of four, up to 64 MB."""
+    exponents = range(0, 17, 2) if quick else range(20)
+    rows = [Workload(f"LN {1 << k}x256", "layer_norm", (1 << k, 256)) for k in exponents]
+    for k in exponents[1:] if quick else exponents[2:]:
+        samples, channels = 1 << (k - 2) // 2, 1 << (k - 1) // 2
+        name = f"BN train {samples}x{channels}x32x32"
+        rows.append(Workload(name, "batch_norm_train", (samples, channels, 32, 32), "NCHW"))
+    return tuple(rows)
+
 
 #: One small workload of each layer: what a call costs before the first array operation.
 CALLS = tuple({w.layer: w for w in WORKLOADS if w.small}.values())

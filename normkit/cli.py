@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import sys
@@ -96,32 +95,35 @@ def info(color: str) -> int:
 @click.option("--quick", is_flag=True, help="Fewer workloads and rounds, float32.")
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(DTYPES), help="Only this one; may be repeated.")
 @click.option("--mode", "modes", multiple=True, type=click.Choice(MODES), help="Only this one; may be repeated.")
+@click.option("--workload", "named", multiple=True, metavar="TEXT", help="Only those with TEXT in their names.")
+@click.option("--threads", multiple=True, type=click.IntRange(1), help="So many; may be repeated, to compare.")
+@click.option("--device", metavar="NAME", help="What PyTorch and JAX compute on, such as cuda.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="For one comparison.")
+@click.option("--sweep", is_flag=True, help="Sizes from 1 KB to 512 MB instead of the workloads.")
+@click.option("--plot", metavar="FILE", help="Draw the sweep, as .svg or .png.")
 @_json
 @_color
-def bench(names, quick: bool, dtypes, modes, seconds: float | None, path: str | None, color: str) -> int:
-    """Time every layer against the library's own, and against a copy.
+def bench(path: str | None, color: str, plot: str | None, **options: Any) -> int:
+    """Time every layer against the library's own, the plain path without kernels, and a copy.
 
     Exit status: 0, 1 where normkit raised, 2 for a wrong call.
     """
+    from normkit import _bench
     from normkit.bench import table
 
-    bars = Console(stderr=True, highlight=False) if sys.stderr.isatty() else None
     with _written(path) as write, _refusals():
-        table.chosen(names)
-        report = table.run(
-            names, quick=quick, dtypes=dtypes or None, modes=modes or None, seconds=seconds, console=bars
-        )
-        write(dataclasses.asdict(report))
-    console = _console(color)
-    if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
-        console.width = 132  # the table is wide, and a pipe has no width of its own
-    for found in report.tables():
-        console.print(found)
-        console.print()
-    for sentence in report.summary():
-        console.print(sentence)
+        if plot is not None:
+            _bench.check_plot(plot, sweep=options["sweep"])
+        report = _bench.run(**options, save=write, console=_bars())
+    table.show(_console(color), report)
+    if plot is not None:
+        _bench.draw(report, plot)
     return 1 if report.broken else 0
+
+
+def _bars() -> Console | None:
+    """Where progress is shown."""
+    return Console(stderr=True, highlight=False) if sys.stderr.isatty() else None
 
 
 @contextlib.contextmanager

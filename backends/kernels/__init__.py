@@ -9,6 +9,7 @@ outputs on small pages.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from normkit.core.normalize import BatchStats, Gradients, Operands
 from normkit.core.plan import Plan
 
 try:
-    from normkit.backends.kernels import _kernels  # type: ignore[attr-defined]
+    _kernels: Any = importlib.import_module("normkit.backends.kernels._kernels")
 except ImportError as _error:
     if os.environ.get("NORMKIT_ISA"):
         raise

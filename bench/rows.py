@@ -1,0 +1,276 @@
+"""One comparison: normkit, the plain path, native layers and a copy take turns, and their times become a row."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import normkit as nk
+from normkit import functional
+from normkit.backends import kernels
+from normkit.bench import engines, goals, timing
+from normkit.bench.engines import EAGER, Engine
+from normkit.bench.timing import Spread, Thunk
+from normkit.bench.workloads import CALLS, DIRECTIONS, MOVED, QUICK, WORKLOADS, Workload
+from normkit.conformance import libraries, natives
+
+LIBRARIES = ("numpy", "torch", "tensorflow", "jax", "cupy")
+#: Seconds for one comparison.
+SECONDS, QUICK_SECONDS = 0.7, 0.2
+
+#: The contenders that are no native layers.
+OWN, PLAIN, COPY = "normkit", "plain", "copy"
+#: Which of the kernels' counters a pass moves.
+COUNTED = {"forward": ("forward",), "backward": ("backward",), "both": ("forward", "backward")}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison. Times are seconds a call; ratios are taken round by round, a floor being what memory allows."""
+
+    library: str
+    workload: str
+    layer: str
+    shape: tuple[int, ...]
+    layout: str
+    dtype: str
+    direction: str
+    mode: str
+    native: str
+    copy_time: Spread
+    time: Spread | None = None
+    #: What served normkit's call: "kernel", "plain" (operations of the library), or "mixed" where a pass has both.
+    path: str = ""
+    #: normkit's time where no kernel may serve; nothing where none does anyway.
+    plain_time: Spread | None = None
+    native_time: Spread | None = None
+    #: Native's time over normkit's: 2 is twice as fast.
+    speedup: Spread | None = None
+    #: The plain path's time over normkit's.
+    gain: Spread | None = None
+    #: Time over the time of moving x, y (and dy, dx) once, each half a copy.
+    to_floor: Spread | None = None
+    plain_to_floor: Spread | None = None
+    native_to_floor: Spread | None = None
+    rounds: int = 0
+    #: So small that the floor says nothing.
+    small: bool = False
+    threads: int | None = None
+    #: Why there is no native figure.
+    reason: str = ""
+    #: Why there is no figure of normkit's: it is broken.
+    error: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """The size of x."""
+        return math.prod(self.shape) * {"float64": 8, "float32": 4}.get(self.dtype, 2)
+
+    def over_copy(self, ratio: Spread | None) -> Spread | None:
+        """A ratio to the floor as one to a copy of x."""
+        units = MOVED[self.direction] / 2
+        return ratio and Spread(ratio.median * units, ratio.low * units, ratio.high * units)
+
+    @property
+    def goal(self) -> goals.Goal | None:
+        """What the row is to reach, where that is written down."""
+        return goals.goal(self.library, self.workload, self.direction, self.dtype, self.mode, self.native)
+
+    @property
+    def met(self) -> bool | None:
+        """Whether it does; ``None`` where there is no goal or no figure."""
+        goal = self.goal
+        if goal is None or self.time is None:
+            return None
+        figures = {
+            "floor": self.to_floor and self.to_floor.median,
+            "native": self.speedup and self.speedup.median,
+            "seconds": self.time.median,
+        }
+        figure = figures[goal.over]
+        return None if figure is None else goal.met(figure)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What comes before the first array operation: checks, plan and dispatch, in seconds a call."""
+
+    library: str
+    layer: str
+    time: Spread
+
+
+@dataclass(frozen=True)
+class Job:
+    """One workload in one library, dtype and mode."""
+
+    engine: Engine
+    workload: Workload
+    dtype: str
+    mode: str
+
+    def __str__(self) -> str:
+        return f"{self.engine.library.name} {self.workload} {self.dtype} {self.mode}"
+
+
+def chosen(backends: Sequence[str] | None = None, device: str | None = None) -> list[Engine]:
+    """The engines of the libraries that are asked for, or that are installed; PyTorch is imported before TensorFlow."""
+    names = backends or [name for name in LIBRARIES if libraries.installed(name)]
+    for name in names:
+        if name not in LIBRARIES:
+            raise ValueError(f"There is no benchmark of {name!r}; there are: {', '.join(LIBRARIES)}.")
+    found = [engines.engine(libraries.library(name).name) for name in LIBRARIES if name in names]
+    with natives.quiet():
+        for engine in found:
+            assert engine.library.xp
+            if device is not None:
+                engine.use(device)
+            natives.of(engine.library.name)
+    return found
+
+
+def jobs(
+    found: Iterable[Engine],
+    *,
+    quick: bool = False,
+    workloads: Iterable[Workload] | None = None,
+    dtypes: Sequence[str] | None = None,
+    modes: Sequence[str] | None = None,
+    sweep: bool = False,
+) -> Iterator[Job]:
+    """What there is to time; compiled modes where the workload says so, in a sweep where the library lives by them."""
+    selected = tuple(workloads) if workloads is not None else QUICK if quick else WORKLOADS
+    for engine in found:
+        for workload in selected:
+            for dtype in workload.dtypes[:1] if quick else workload.dtypes:
+                for mode in engine.modes:
+                    wanted = modes is None or mode in modes or (mode != EAGER and "compiled" in modes)
+                    if sweep and modes is None:
+                        wanted = (mode != EAGER) is engine.compiles
+                    known = dtype in engine.library.dtypes and (dtypes is None or dtype in dtypes)
+                    if wanted and known and (mode == EAGER or workload.compiled or sweep):
+                        yield Job(engine, workload, dtype, mode)
+
+
+def measure(
+    job: Job, directions: Iterable[str] = DIRECTIONS, seconds: float = SECONDS, *, rounds: int = timing.ROUNDS
+) -> list[Row]:
+    """Rows for each pass and each native layer."""
+    engine, case = job.engine, job.workload.case(job.engine.library)
+    given = engine.arrays(case, job.dtype)
+    return [row for direction in directions for row in _compared(job, case, given, direction, seconds, rounds)]
+
+
+class Contenders:
+    """Thunks by name, ready to take turns; those that cannot have a reason, or what they raised."""
+
+    def __init__(self, job: Job, case, given: Mapping[str, Any], direction: str) -> None:
+        self.job, self.case, self.given, self.direction = job, case, given, direction
+        self.thunks: dict[str, Thunk] = {}
+        self.within: dict[str, timing.Within] = {}
+        self.reasons: dict[str, str] = {}
+        self.broken: dict[str, str] = {}
+        self.path = ""
+        self.natives = natives.of(job.engine.library.name)
+
+    def enter_all(self) -> None:
+        """normkit, the plain path where it is another, the native layers, and the copy."""
+        engine = self.job.engine
+        engine.forget()
+        self.enter(OWN, nk)
+        if OWN in self.thunks:
+            self.path = path(self.thunks[OWN], self.direction)
+        if self.path in ("kernel", "mixed"):
+            self.enter(PLAIN, nk, kernels.off)
+        for module in self.natives:
+            self.enter(module.NAME, module)
+        self.thunks[COPY] = engine.copy(self.given["x"])
+
+    def enter(self, name: str, module: ModuleType, within: timing.Within = contextlib.nullcontext) -> None:
+        """Make a contender's thunk, and call it once."""
+        try:
+            with within():
+                thunk = self.job.engine.thunk(self.case, module, self.given, self.direction, self.job.mode)
+                thunk()
+        except natives.Unsupported as unsupported:
+            self.reasons[name] = last_line(unsupported)
+        except Exception as error:
+            self.broken[name] = f"{type(error).__name__}: {last_line(error)}"
+        else:
+            self.thunks[name], self.within[name] = thunk, within
+
+    def times(self, seconds: float, rounds: int = timing.ROUNDS) -> dict[str, list[float]]:
+        """Seconds a call, round by round."""
+        return timing.interleaved(self.thunks, self.job.engine.wait, within=self.within, seconds=seconds, rounds=rounds)
+
+
+def path(thunk: Callable[[], Any], direction: str) -> str:
+    """What serves a call: "kernel", "plain", or "mixed" where it has two parts and a kernel serves one of them."""
+    before = kernels.served()
+    thunk()
+    after = kernels.served().since(before)
+    parts = [getattr(after, name) > 0 for name in COUNTED[direction]]
+    return "kernel" if all(parts) else "mixed" if any(parts) else "plain"
+
+
+def _compared(job: Job, case, given, direction: str, seconds: float, rounds: int) -> Iterator[Row]:
+    entered = Contenders(job, case, given, direction)
+    with natives.quiet():
+        entered.enter_all()
+        times = entered.times(seconds, rounds)
+
+    copy, own, plain = times[COPY], times.get(OWN), times.get(PLAIN)
+    units = MOVED[direction] / 2
+    reasons = entered.reasons | {"": "the library has no layers of its own"} | entered.broken
+    names = [m.NAME for m in entered.natives]
+    for name in [n for n in names if n in times or n in entered.broken] or names[:1] or [""]:
+        theirs = times.get(name)
+        yield Row(
+            library=job.engine.library.name,
+            workload=job.workload.name,
+            layer=case.layer,
+            shape=case.shape,
+            layout=job.workload.layout,
+            dtype=job.dtype,
+            direction=direction,
+            mode=job.mode,
+            native=name,
+            copy_time=timing.spread(copy),
+            time=own and timing.spread(own),
+            path=entered.path,
+            plain_time=plain and timing.spread(plain),
+            native_time=theirs and timing.spread(theirs),
+            speedup=own and theirs and timing.ratio(theirs, own),
+            gain=own and plain and timing.ratio(plain, own),
+            to_floor=own and timing.ratio(own, copy, units),
+            plain_to_floor=plain and timing.ratio(plain, copy, units),
+            native_to_floor=theirs and timing.ratio(theirs, copy, units),
+            rounds=len(copy),
+            small=job.workload.small,
+            threads=job.engine.threads(),
+            reason=reasons.get(name, ""),
+            error=entered.broken.get(OWN, "") or entered.broken.get(PLAIN, ""),
+        )
+
+
+def last_line(error: Exception | str) -> str:
+    """What was raised at first: TensorFlow and PyTorch write where it was above it."""
+    return str(error).strip().rpartition("\n")[2].strip().removeprefix("Unsupported: ")
+
+
+def call_costs(engine: Engine, seconds: float = SECONDS) -> list[Call]:
+    """What checks, plan and dispatch take of a call, the plan being known already."""
+    times = timing.interleaved({w.layer: call(engine, w) for w in CALLS}, seconds=seconds)
+    return [Call(engine.library.name, layer, timing.spread(sample)) for layer, sample in times.items()]
+
+
+def call(engine: Engine, workload: Workload) -> Thunk:
+    """A call up to where the backend would compute."""
+    case = workload.case(engine.library)
+    args, options = case.arguments(engine.arrays(case, "float32"))
+    binder = functional._BINDERS[getattr(nk, case.layer)]
+    return lambda: binder(*args, **options)
