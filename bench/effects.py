@@ -81,8 +81,9 @@ def alternation(engine: Engine, seconds: float) -> list[Alternation]:
         alone, both, other = times[name], times[f"{name} pair"], times["double"]
         excess = timing.spread([p - a - o for p, a, o in zip(both, alone, other, strict=True)])
         path = {rows.OWN: entered.path, rows.PLAIN: "plain"}.get(name, "native")
-        spreads = map(timing.spread, (alone, other, both))
-        return Alternation(engine.library.name, str(ALTERNATING), name, path, *spreads, excess, engine.threads())
+        time, double_time, pair_time = map(timing.spread, (alone, other, both))
+        place = (engine.library.name, str(ALTERNATING), name, path)
+        return Alternation(*place, time, double_time, pair_time, excess, engine.threads())
 
     return [found(name) for name in names]
 

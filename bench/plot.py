@@ -61,11 +61,8 @@ def _panel(ax: Any, found: Sequence[Row], key: tuple[str, str], group: str) -> N
     ratios[rows.PLAIN] = [r.plain_to_floor or (r.to_floor if r.path == "plain" else None) for r in found]
     native = next((row.native for row in found if row.native_time), "native")
     for name in ("native", rows.PLAIN, rows.OWN):
-        points = [
-            (at, row.over_copy(ratio))
-            for at, row, ratio in zip(sizes, found, ratios[name], strict=True)
-            if ratio is not None
-        ]
+        over = [row.over_copy(ratio) for row, ratio in zip(found, ratios[name], strict=True)]
+        points = [(size, ratio) for size, ratio in zip(sizes, over, strict=True) if ratio is not None]
         if not points or (name == rows.PLAIN and all(r.path == "plain" for r in found)):
             continue
         at = [p[0] for p in points]

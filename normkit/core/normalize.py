@@ -153,7 +153,7 @@ def returned_stats(xp, plan: Plan, operands: Operands, used: Moments) -> BatchSt
         return None
     assert used.mean is not None
     mean = xp.reshape(used.mean + used.residue, plan.stats_shape)
-    count = used.count
+    count: Any = used.count
     if not is_number(count) and count.ndim > 0:
         count = xp.reshape(count, plan.stats_shape)
     return BatchStats(mean, xp.reshape(used.var, plan.stats_shape), count)
