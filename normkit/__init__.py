@@ -1,5 +1,6 @@
 """One normalization library for every array: NumPy, CuPy, PyTorch, TensorFlow, JAX and any array API library."""
 
+from ._replace import replace, restore
 from .core.normalize import BatchStats
 from .functional import batch_norm, batch_norm_train, group_norm, instance_norm, layer_norm, rms_norm, vjp
 from .layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
@@ -20,6 +21,8 @@ __all__ = [
     "group_norm",
     "instance_norm",
     "layer_norm",
+    "replace",
+    "restore",
     "rms_norm",
     "vjp",
 ]

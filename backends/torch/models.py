@@ -1,0 +1,108 @@
+"""PyTorch's models: which layers are norms, what takes their place, and which models are beyond replacing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _LazyNormBase
+from torch.nn.utils import parametrize
+
+from normkit.backends.models import original_of, stand_in
+from normkit.backends.torch import known, layers
+
+#: torch.nn's layers, and ours in their place.
+OURS = {getattr(nn, kind): getattr(layers, kind) for kind in layers.__all__ if hasattr(nn, kind)}
+
+#: Norms that normkit has not.
+OTHERS = {
+    nn.SyncBatchNorm: "its statistics are those of all processes, which normkit's are not",
+    nn.LocalResponseNorm: "normkit has no local response norm",
+    nn.CrossMapLRN2d: "normkit has no local response norm",
+}
+
+_NORM = re.compile(r"norm(?!al)|BN\d?d?$|\bLRN\b|LRN", re.IGNORECASE)
+_QUANTIZED = re.compile(r"torch\.ao\.(nn|quantization)\.(?!.*(functional_modules|stubs)$)")
+
+
+class TorchModels:
+    """Models of PyTorch, for :func:`normkit.replace`."""
+
+    def refuse(self, model: Any) -> None:
+        """Raise for what is compiled, scripted, exported or quantized."""
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"replace comes before torch.export; received an {type(model).__name__}.")
+        for name, module in model.named_modules():
+            what = _beyond(module)
+            if what:
+                where = f"{name} in this {type(model).__name__}" if name else f"this {type(model).__name__}"
+                raise ValueError(f"replace comes before a model is {what}; {where} is {what} already.")
+
+    def layers(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        """All modules, by all their names."""
+        return model.named_modules(remove_duplicate=False)
+
+    def verdict(self, layer: nn.Module) -> type | str | None:
+        """By the class, and where that is not torch.nn's by its forward pass."""
+        kind: Any = type(layer)
+        if original_of(layer) is not None:
+            return "it was replaced before"
+        if kind.__module__ == layers.__name__:
+            return "it is normkit's already"
+        if isinstance(layer, _LazyNormBase):
+            return "it is lazy and not built yet: run one batch through the model, then replace"
+        if kind in OTHERS:
+            return OTHERS[kind]
+        base = next((c for c in kind.__mro__ if c in OURS), None)
+        recipes = known.recipes(kind)
+        if base is None and not recipes:
+            return _unknown(layer)
+        if "forward" in vars(layer):
+            return "its forward was set on the instance"
+        if parametrize.is_parametrized(layer):
+            return "it is parametrized: remove the parametrizations, or replace before they are registered"
+        if kind in OURS:
+            return stand_in(kind, OURS[kind])
+        if recipes:
+            return known.confirmed(layer, recipes)
+        assert base is not None
+        if not _inherits(kind, base):
+            return f"it is a subclass of torch.nn.{base.__name__} with a forward pass of its own"
+        return stand_in(kind, known.FORWARD[OURS[base]])
+
+
+def _inherits(kind: type, base: type) -> bool:
+    """Whether a subclass computes as torch.nn's class does: it defines no method that ours puts aside or calls."""
+    methods = ("forward", "_apply_instance_norm", "_handle_no_batch_input", "__call__")
+    return all(getattr(kind, name, None) is getattr(base, name, None) for name in methods)
+
+
+def _unknown(layer: nn.Module) -> str | None:
+    """Why a norm that nobody knows is left; ``None`` for what is no norm, or is made of layers that hold parameters."""
+    kind = type(layer)
+    if not _NORM.search(kind.__name__) or kind.__module__.startswith("torch.nn.utils."):
+        return None
+    if any(True for child in layer.children() for _ in child.parameters()):
+        return None
+    if any(isinstance(child, tuple(OURS)) for child in layer.modules() if child is not layer):
+        return None
+    return "normkit does not know this class"
+
+
+def _beyond(module: nn.Module) -> str:
+    """What was done to a module after which its layers are not to be changed."""
+    kind = type(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return "scripted"
+    if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
+        return "compiled"
+    if kind.__module__.startswith("torch.export."):
+        return "exported"
+    if isinstance(module, torch.fx.GraphModule):
+        targets = (node.target for node in module.graph.nodes if node.op == "call_function")
+        if any(isinstance(target, torch._ops.OpOverload) for target in targets):
+            return "exported"
+    return "quantized" if _QUANTIZED.match(kind.__module__) else ""
