@@ -38,7 +38,7 @@ def bound(case: Case, function: Function, given: Mapping[str, Array]) -> Functio
 
 
 class Engine:
-    """NumPy, and what resembles it: gradients by ``nk.vjp``, or by the function's own ``vjp``."""
+    """What resembles NumPy: gradients by ``nk.vjp``, or by the function's own ``vjp``."""
 
     #: Packages besides the library whose versions matter.
     packages: tuple[str, ...] = ("numpy",)
@@ -62,8 +62,8 @@ class Engine:
         raise ValueError(f"{self.library.name} has no choice of device here; torch and jax have. Received {device!r}.")
 
     def threads(self) -> int | None:
-        """How many threads compute: in NumPy those of the kernels, where they are built."""
-        return kernels.info().get("threads")
+        """How many threads compute, where that is known."""
+        return None
 
     def arrays(self, case: Case, dtype: str) -> dict[str, Array]:
         """Normally distributed operands, and ``dy``."""
@@ -118,6 +118,13 @@ class Engine:
 
     def forget(self) -> None:
         """Drop what was compiled for other comparisons, where it would stand in the way of the next."""
+
+
+class NumpyEngine(Engine):
+    """NumPy computes in one thread, the kernels in more."""
+
+    def threads(self):
+        return kernels.info().get("threads")
 
 
 class CupyEngine(Engine):
@@ -278,7 +285,13 @@ class JaxEngine(Engine):
         return self.library.xp.block_until_ready(result)
 
 
-_ENGINES = {"cupy": CupyEngine, "torch": TorchEngine, "tensorflow": TensorFlowEngine, "jax": JaxEngine}
+_ENGINES = {
+    "numpy": NumpyEngine,
+    "cupy": CupyEngine,
+    "torch": TorchEngine,
+    "tensorflow": TensorFlowEngine,
+    "jax": JaxEngine,
+}
 
 
 def cores() -> int:

@@ -24,8 +24,8 @@ SECONDS, QUICK_SECONDS = 0.7, 0.2
 
 #: The contenders that are no native layers.
 OWN, PLAIN, COPY = "normkit", "plain", "copy"
-#: Which of the kernels' counters a pass moves.
-COUNTED = {"forward": ("forward",), "backward": ("backward",), "both": ("forward", "backward")}
+#: The calls that a pass consists of.
+PARTS = {"forward": {"forward": 1}, "backward": {"backward": 1}, "both": {"forward": 1, "backward": 1}}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Row:
     native: str
     copy_time: Spread
     time: Spread | None = None
-    #: What served normkit's call: "kernel", "plain" (operations of the library), or "mixed" where a pass has both.
+    #: What served normkit's call: "kernel", "plain" or "mixed" (see :meth:`kernels.Served.path`).
     path: str = ""
     #: normkit's time where no kernel may serve; nothing where none does anyway.
     plain_time: Spread | None = None
@@ -209,12 +209,10 @@ class Contenders:
 
 
 def path(thunk: Callable[[], Any], direction: str) -> str:
-    """What serves a call: "kernel", "plain", or "mixed" where it has two parts and a kernel serves one of them."""
+    """What serves a pass."""
     before = kernels.served()
     thunk()
-    after = kernels.served().since(before)
-    parts = [getattr(after, name) > 0 for name in COUNTED[direction]]
-    return "kernel" if all(parts) else "mixed" if any(parts) else "plain"
+    return kernels.served().since(before).path(**PARTS[direction])
 
 
 def _compared(job: Job, case, given, direction: str, seconds: float, rounds: int) -> Iterator[Row]:

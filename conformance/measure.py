@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import normkit as nk
+from normkit.backends import kernels
 from normkit.conformance import inputs, natives, oracle
 from normkit.conformance.cases import SITES, Case
 from normkit.conformance.inputs import Input
@@ -41,6 +42,8 @@ class Measurement:
     tolerance: Tolerance
     #: Why there are no native figures.
     reason: str = ""
+    #: What served normkit: "kernel", "plain" or "mixed" (see :meth:`kernels.Served.path`).
+    path: str = ""
 
     @property
     def passed(self) -> bool:
@@ -105,14 +108,16 @@ def forward(
     values = inputs.operands(case, x, dtype)
     given = arrays(library, case, values, dtype)
     reference = oracle.forward(case.layer, values, case.options)
+    before = kernels.served()
     own = library.numpy(first(call(case, nk, given)))
+    path = kernels.served().since(before).path(forward=1)
 
     def figures(module: ModuleType) -> tuple[float, float]:
         y = library.numpy(first(call(case, module, given)))
         return units(y, reference, dtype), _apart(y, own, reference, dtype)
 
     error = units(own, reference, dtype)
-    return _rows(library, case, "forward", name or str(x), dtype, error, figures if natives_too else None)
+    return _rows(library, case, "forward", name or str(x), dtype, error, path, figures if natives_too else None)
 
 
 def gradient(
@@ -126,7 +131,9 @@ def gradient(
     def taken(module: ModuleType) -> dict[str, np.ndarray]:
         return {k: library.numpy(g) for k, g in gradients(library, case, module, given)[1].items()}
 
+    before = kernels.served()
     own = taken(nk)
+    path = kernels.served().since(before).path(forward=1, backward=1)
 
     def figures(module: ModuleType) -> tuple[float, float]:
         found = taken(module)
@@ -134,7 +141,7 @@ def gradient(
         return gradient_error(reference, found, dtype)[0], apart
 
     error = gradient_error(reference, own, dtype)[0]
-    return _rows(library, case, "gradient", name or str(x), dtype, error, figures if natives_too else None)
+    return _rows(library, case, "gradient", name or str(x), dtype, error, path, figures if natives_too else None)
 
 
 def running(library: Library, case: Case, x: Input, dtype: str) -> list[Measurement]:
@@ -170,8 +177,10 @@ def running(library: Library, case: Case, x: Input, dtype: str) -> list[Measurem
         apart = [_apart(a, b, r, kind, s) for a, b, r, s in zip(pair, mine, right, scales, strict=True)]
         return error(pair, unbiased), max(apart)
 
+    before = kernels.served()
     worst = max(error(own(unbiased), unbiased) for unbiased in (True, False))
-    return _rows(library, case, "running", str(x), dtype, worst, figures)
+    path = kernels.served().since(before).path(forward=2 * STEPS)
+    return _rows(library, case, "running", str(x), dtype, worst, path, figures)
 
 
 def sites(library: Library, layouts: Iterable[str] = ("contiguous", "channels_last")) -> Iterator[Case]:
@@ -255,6 +264,7 @@ def _rows(
     input_name: str,
     dtype: str,
     error: float,
+    path: str,
     figures: Callable[[ModuleType], tuple[float, float]] | None,
 ) -> list[Measurement]:
     kind = inputs.stats_dtype(dtype) if quantity == "running" else dtype
@@ -262,7 +272,7 @@ def _rows(
 
     def row(native: str, native_error: float, distance: float, reason: str = "") -> Measurement:
         place = (library.name, case.layer, dtype, quantity, input_name, case.layout)
-        return Measurement(*place, native, error, native_error, distance, limit, reason)
+        return Measurement(*place, native, error, native_error, distance, limit, reason, path)
 
     if figures is None:
         return [row("", np.nan, np.nan, "not asked for")]

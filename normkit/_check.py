@@ -56,6 +56,8 @@ class Row:
     difference: tuple[str, str] | None
     #: The largest distance between normkit and the native layer.
     distance: float
+    #: What served normkit: "kernel", "plain", or "mixed" where it was not the same everywhere.
+    path: str
 
     @property
     def passed(self) -> bool:
@@ -253,6 +255,7 @@ def _row(group: Sequence[Measurement]) -> Row:
         native_reason="" if off else group[0].reason,
         difference=(known.id, known.reason) if known else None,
         distance=_largest(m.distance for m in compared),
+        path=top.path if len({m.path for m in group}) == 1 else "mixed",
     )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
+
+import normkit as nk
 from normkit import backends
+from normkit.backends import kernels as fused
 from normkit.bench import engines, machine
 from normkit.conformance import libraries, natives
 
@@ -20,6 +22,8 @@ class Facts:
     version: str = ""
     device: str = ""
     threads: str = ""
+    #: What serves a call.
+    path: str = ""
     natives: str = ""
     error: str = ""
 
@@ -36,6 +40,7 @@ def of(name: str) -> Facts:
                 return Facts(error="no device")
             engine = engines.engine(name)
             found = machine.describe([engine])
+            path = served(library)
     except Exception as error:
         return Facts(error=f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
     others = {k: v for k, v in found["versions"].items() if k not in ("normkit", "numpy", library.module)}
@@ -43,6 +48,7 @@ def of(name: str) -> Facts:
         version=str(getattr(library.xp, "__version__", "")),
         device=found["devices"][name],
         threads=str(found["threads"].get(name, "")),
+        path=path,
         natives=", ".join(f"{k} {v}" for k, v in others.items()),
     )
 
@@ -57,14 +63,28 @@ def gather(step: Callable[[str], None] = lambda name: None) -> dict[str, Facts]:
 
 
 def kernels() -> str:
-    """What the fused kernels say of themselves, where there are any."""
-    where = "normkit.backends.kernels"
-    module: Any = importlib.import_module(where) if importlib.util.find_spec(where) else None
-    tell = getattr(module, "info", None)
-    if tell is None:
-        return "none in this version"
-    told = tell()
-    return ", ".join(f"{k} {v}" for k, v in told.items()) if isinstance(told, dict) else str(told)
+    """What the fused kernels say of themselves."""
+    told = fused.info()
+    if not told["built"]:
+        return f"none: {told['reason']}"
+    others = [name for name in told["instruction_sets"] if name != told["instruction_set"]]
+    pool = {"openmp": "of the OpenMP runtime that is loaded", "own": "of its own"}[told["threads_of"]]
+    threads = f"{told['threads']} thread{'s' * (told['threads'] != 1)} {pool}"
+    return ", ".join([
+        {"0": "off", "1": "on", "require": "required"}[told["mode"]] + f" (NORMKIT_KERNELS={told['mode']})",
+        told["instruction_set"] + (f" (also {', '.join(others)})" if others else ""),
+        threads,
+        f"huge pages {'on' if told['hugepages'] else 'off'}",
+        f"for {', '.join(told['kernels'])}",
+    ])  # fmt: skip
+
+
+def served(library: libraries.Library) -> str:
+    """Which path serves a layer norm: "kernel" or "plain"."""
+    x = library.array(np.arange(2.0**14).reshape(64, 256), "float32")
+    before = fused.served()
+    library.numpy(nk.layer_norm(x))
+    return fused.served().since(before).path(forward=1)
 
 
 def advertised() -> str:

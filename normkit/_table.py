@@ -38,6 +38,10 @@ LEGEND = (
     "normkit from native."
 )
 
+#: Before a layer's name: what served it, in all that stands in the line.
+PATHS = {"kernel": "•", "mixed": "◦", "plain": " "}
+PATHS_LEGEND = "•: a fused kernel served normkit, ◦: in part; elsewhere the library's own operations did."
+
 #: Footnotes: a difference's id and reason, and its mark.
 Marks = dict[tuple[str, str], str]
 
@@ -148,9 +152,10 @@ def _lines(rows: list[Row]) -> Iterator[tuple[Row, Row | None, bool]]:
 
 
 def _cells(row: Row, gradient: Row | None, again: bool, marks: Marks, wide: bool, wider: bool) -> list[Text]:
-    label = Text(f"  {NATIVES.get(row.native, row.native)}" if again else f" {LABELS.get(row.layer, row.layer)}")
+    mark = _mark(row, gradient)
+    label = Text(f"  {NATIVES.get(row.native, row.native)}" if again else f"{mark}{LABELS.get(row.layer, row.layer)}")
     if row.quantity == "running" and not again:
-        label = Text.assemble(" running ", (f"≤ {row.tolerance:g}", "dim"))
+        label = Text.assemble(f"{mark}running ", (f"≤ {row.tolerance:g}", "dim"))
     cells = [label, _own(row, again), _native(row), _native(row, row.native_real), Text(figure(row.distance))]
     if gradient:
         cells += [_own(gradient, again), _native(gradient)] + [Text(figure(gradient.distance))] * wide
@@ -160,6 +165,10 @@ def _cells(row: Row, gradient: Row | None, again: bool, marks: Marks, wide: bool
     if wider:
         cells.append(Text(f" {row.input}" + (f" / {gradient.input}" if gradient else "")))
     return cells
+
+
+def _mark(row: Row, gradient: Row | None) -> str:
+    return PATHS[row.path if gradient is None or gradient.path == row.path else "mixed"]
 
 
 def _own(row: Row, again: bool) -> Text:
@@ -188,6 +197,8 @@ def _shown(difference: differences.Difference, report: Report) -> bool:
 def _print_notes(console: Console, report: Report, marks: Marks) -> None:
     dim = "dim"
     console.print(Text(LEGEND, dim))
+    if any(row.path != "plain" for row in report.rows):
+        console.print(Text(PATHS_LEGEND, dim))
     for known, mark in marks.items():
         same = [d for d in differences.DIFFERENCES if (d.id, d.reason) == known and _shown(d, report)]
         text = Text.assemble(
@@ -216,14 +227,14 @@ def info(console: Console, found: dict[str, Facts]) -> None:
     console.print(f"{about['processor']}, {about['cores']} cores")
     console.print()
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
-    for heading in ("library", "version", "device", "threads", "with"):
+    for heading in ("library", "version", "device", "threads", "path", "with"):
         table.add_column(heading, justify="right" if heading == "threads" else "left")
     for name, facts in found.items():
         title = Text(TITLES.get(name, name), "dim" if facts.error else "bold")
         if facts.error:
             table.add_row(title, Text(facts.error, "dim" if facts.error in ABSENT else "red"))
         else:
-            table.add_row(title, facts.version, facts.device, facts.threads, facts.natives)
+            table.add_row(title, facts.version, facts.device, facts.threads, facts.path, facts.natives)
     console.print(table)
     console.print()
     console.print(Text.assemble(("kernels: ", "dim"), _info.kernels()))

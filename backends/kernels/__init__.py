@@ -153,6 +153,11 @@ class Served(NamedTuple):
         """What came after ``before``."""
         return Served(self.forward - before.forward, self.backward - before.backward)
 
+    def path(self, **calls: int) -> str:
+        """What served so many calls forward, backward: "kernel", "plain" (the library's operations) or "mixed"."""
+        parts = [getattr(self, name) >= count for name, count in calls.items()]
+        return "kernel" if all(parts) else "mixed" if any(self) else "plain"
+
 
 def served() -> Served:
     """How many calls kernels have served in this process, in whatever library: counted where they run."""

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 import normkit
-from normkit import _check, _table
+from normkit import _check, _info, _table
+from normkit.backends import kernels
 
 pytest.importorskip("click")
 
@@ -34,6 +35,17 @@ backend.NumpyBackend.apply = lambda self, plan, operands: os._exit(7)
 """
 
 
+#: What kernels say of themselves.
+BUILT = {
+    "mode": "1",
+    "built": True,
+    "kernels": ("rows",),
+    "instruction_set": "x86-64-v3",
+    "instruction_sets": ["x86-64-v3", "x86-64-v2"],
+    "threads_of": "own",
+    "threads": 2,
+    "hugepages": True,
+}
 #: Importing them takes longer than all else here.
 FRAMEWORKS = ("array_api_strict", "cupy", "jax", "tensorflow", "torch")
 
@@ -59,14 +71,17 @@ def hiding(folder, *names):
     return sitecustomize(folder, f"import importlib.util as u\nfind = u.find_spec\nu.find_spec = {find}")
 
 
-@pytest.fixture(scope="module")
-def quick(tmp_path_factory):
+def quick_check(folder, **variables):
     """A quick check of NumPy: what it printed, and its JSON."""
-    folder = tmp_path_factory.mktemp("quick")
-    done = normkit_command("check", "--quick", "--backend", "numpy", "--json", "out.json", cwd=folder)
+    done = normkit_command("check", "--quick", "--backend", "numpy", "--json", "out.json", cwd=folder, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [file.name for file in folder.iterdir()] == ["out.json"]
     return done, json.loads((folder / "out.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    return quick_check(tmp_path_factory.mktemp("quick"))
 
 
 def test_table(quick):
@@ -74,7 +89,7 @@ def test_table(quick):
     assert quick[0].stderr == ""
     assert lines[0].startswith("NumPy ")
     for layer in ("layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm eval", "batch_norm train"):
-        assert sum(line.startswith(f" {layer} ") for line in lines) == 1
+        assert sum(line[1:].startswith(f"{layer} ") for line in lines) == 1
     assert "✓ normkit is within tolerance everywhere" in quick[0].stdout
 
 
@@ -99,6 +114,16 @@ def test_json(quick):
     assert row["error"] == max(m["error"] for m in same)
     assert row["native"] == "textbook"
     assert row["native_error"] > 1e6 > 2 == row["tolerance"] > row["error"]
+
+
+def test_the_table_shows_which_path_served(quick, tmp_path):
+    """A dot before each line that kernels served, and none without them."""
+    off = quick_check(tmp_path, NORMKIT_KERNELS="0")
+    for (done, found), path in ((quick, "kernel" if kernels.info()["built"] else "plain"), (off, "plain")):
+        assert {row["path"] for row in found["rows"]} == {path}
+        assert {m["path"] for m in found["measurements"]} == {path}
+        marked = [line for line in done.stdout.splitlines() if line.startswith(_table.PATHS["kernel"])]
+        assert len(marked) == (8 if path == "kernel" else 0)  # seven lines and the legend
 
 
 @pytest.mark.parametrize(
@@ -203,6 +228,38 @@ def test_every_library_has_a_title():
     from normkit.conformance.libraries import LIBRARIES
 
     assert _table.TITLES.keys() == LIBRARIES.keys()
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        ({"mode": "1", "built": False, "reason": "They are not built."}, "none: They are not built."),
+        (BUILT, "on (NORMKIT_KERNELS=1), x86-64-v3 (also x86-64-v2), 2 threads of its own, huge pages on, for rows"),
+        (
+            BUILT | {"mode": "require", "threads_of": "openmp", "threads": 1, "hugepages": False},
+            "required (NORMKIT_KERNELS=require), x86-64-v3 (also x86-64-v2), "
+            "1 thread of the OpenMP runtime that is loaded, huge pages off, for rows",
+        ),
+    ],
+)
+def test_info_tells_of_the_kernels(told, text, monkeypatch):
+    monkeypatch.setattr(kernels, "info", lambda: told)
+    assert _info.kernels() == text
+
+
+@pytest.mark.parametrize(
+    ("served", "calls", "path"),
+    [
+        ((0, 0), {"forward": 1}, "plain"),
+        ((1, 0), {"forward": 1}, "kernel"),
+        ((1, 0), {"forward": 2}, "mixed"),
+        ((1, 0), {"forward": 1, "backward": 1}, "mixed"),
+        ((3, 1), {"forward": 1, "backward": 1}, "kernel"),
+        ((1, 0), {"backward": 1}, "mixed"),
+    ],
+)
+def test_a_path_is_what_the_counters_say(served, calls, path):
+    assert kernels.Served(*served).path(**calls) == path
 
 
 def test_rows_take_the_worst_of_normkit_and_of_native():
