@@ -1,5 +1,7 @@
 """Compiled modes, unknown sizes, vmap and autocast: the same y and gradients as without."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -97,7 +99,10 @@ def test_one_graph_for_unknown_sizes(library, layer, unknown, jit):
 @pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
 @pytest.mark.parametrize("layer", LAYERS)
 def test_one_graph_for_each_signature(library, layer, jit):
-    """Each shape is traced once, whatever the values are, to a graph of y and gradients with no other graph inside."""
+    """Each shape is traced once, whatever the values are, to a graph of y and gradients.
+
+    Inside are no other graphs than the two branches that values near overflow or underflow decide between.
+    """
     if library.name != "tensorflow":
         pytest.skip("only TensorFlow counts its graphs")
     tf = library.xp
@@ -119,7 +124,8 @@ def test_one_graph_for_each_signature(library, layer, jit):
             given = measure.arrays(library, case, inputs.operands(case, inputs.BY_NAME[name], "float32"), "float32")
             arguments = [given[n] for n in case.names], given["dy"]
             run(*arguments)
-            assert not run.get_concrete_function(*arguments).graph.as_graph_def().library.function
+            inside = run.get_concrete_function(*arguments).graph.as_graph_def().library.function
+            assert {re.sub(r"_\d+$", "", f.signature.name) for f in inside} <= {"cond_true", "cond_false"}
     assert run.experimental_get_tracing_count() == len(traced) == len(shapes)
 
 

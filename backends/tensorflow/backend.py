@@ -12,15 +12,24 @@ import tensorflow as tf
 from normkit.backends import kernels
 from normkit.backends.protocol import Array, ArrayBackend
 from normkit.backends.tensorflow import namespace
-from normkit.core.moments import Habits, accumulation_dtype, rescue_always, rescue_if_needed
+from normkit.core.moments import Habits, Plain, Rescued, accumulation_dtype, rescue_always, rescue_if_needed
 from normkit.core.normalize import BatchStats, Gradients, Operands, forward, returned_stats, vjp
 from normkit.core.plan import Plan, Shape
 
 #: The commonest first: to be the same object is quick to see.
 _FLOATING = (tf.float32, tf.bfloat16, tf.float16, tf.float64)
 
-#: For graphs, and for gradients, which are summed over leading axes whatever the layer normalizes.
+
+def rescue_by_cond(plain: Plain, rescued: Rescued) -> tuple[Array, ...]:
+    """In a graph the choice is part of it: as costly as LayerNorm itself are the other sums, and seldom wanted."""
+    right, result = plain()
+    return tf.cond(right, lambda: result, rescued)
+
+
+#: For gradients, which are summed over leading axes whatever the layer normalizes.
 WIDE = Habits(wide=True)
+#: A graph may be compiled, and XLA as TensorFlow ships it adds one by one along any axis.
+GRAPH = Habits(longest=64, rescue=rescue_by_cond)
 
 #: The type of tensors that have values; tf.Tensor is that of symbolic ones too.
 EagerTensor = type(tf.constant(0))
@@ -86,7 +95,7 @@ def _normalizer(plan: Plan, names: tuple[str, ...]) -> Callable:
         stats = returned_stats(namespace, plan, operands, used)
 
         def gradient(dy, *_):
-            found = vjp(namespace, plan, operands, used, dy, WIDE)._asdict()
+            found = vjp(namespace, plan, operands, used, dy, WIDE if tf.executing_eagerly() else GRAPH)._asdict()
             return [found.get(name) for name in names]
 
         return (y, *map(tf.stop_gradient, stats or ())), gradient
@@ -100,8 +109,7 @@ def _on_host(x: Array) -> bool:
 
 def _habits(plan: Plan, x: Array) -> Habits:
     if not tf.executing_eagerly():
-        # The graph may be compiled: XLA as TensorFlow ships it adds one by one along any axis.
-        return WIDE
+        return GRAPH
     return Habits(wide=not plan.trailing, rescue=rescue_if_needed if _on_host(x) else rescue_always)
 
 

@@ -23,6 +23,10 @@ def astype(x, dtype, *, copy=True):
     return x if x.dtype == dtype else tf.cast(x, dtype)
 
 
+def concat(arrays, *, axis):
+    return tf.concat(arrays, axis)
+
+
 def full_like(x, value):
     return tf.fill(tf.shape(x), tf.constant(value, x.dtype))
 

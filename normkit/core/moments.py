@@ -34,6 +34,9 @@ class Habits(NamedTuple):
     #: Of several axes the last may be summed in float32 before: for a library that adds well along one axis, and for
     #: which float64 is slow.
     staged: bool = False
+    #: Add at most so many numbers one after the other, then the sums, without float64: for a compiler whose loops do
+    #: (XLA on a processor). 0 leaves sums to the library.
+    longest: int = 0
     #: How to choose between squares of ``d`` and squares of ``d`` times a power of two.
     rescue: Callable[[Plain, Rescued], tuple[Array, ...]] = rescue_always
 
@@ -79,6 +82,10 @@ _FLOAT32 = _Range(2.0**110, 2.0**-90, 2.0**40, 2.0**-80, 2.0**-30, 2.0**70, 2.0*
 _FLOAT64 = _Range(2.0**950, 2.0**-850, 2.0**400, 2.0**-600, 2.0**-300, 2.0**500, 2.0**-90, 2.0**-430, 2.0**1022)
 
 
+#: At least so many sums stand side by side, for vector registers.
+LANES = 32
+
+
 def accumulation_dtype(xp, dtype):
     """float64 for float64, float32 for everything narrower."""
     return xp.float64 if dtype == xp.float64 else xp.float32
@@ -88,12 +95,44 @@ def total(xp, x: Array, axes: tuple[int, ...], habits: Habits) -> Array:
     """The sum over ``axes``, kept at length 1, rounded once where it is taken in float64."""
     if not axes:
         return x
+    if habits.longest:
+        return _in_stages(xp, x, axes, habits)
     if not habits.wide or x.dtype == xp.float64:
         return xp.sum(x, axis=axes, keepdims=True)
     dtype = x.dtype
     if habits.staged and len(axes) > 1:
         x, axes = xp.sum(x, axis=axes[-1], keepdims=True), axes[:-1]
     return xp.astype(xp.sum(x, axis=axes, dtype=xp.float64, keepdims=True), dtype)
+
+
+def _in_stages(xp, x: Array, axes: tuple[int, ...], habits: Habits) -> Array:
+    """The sum of sums of at most ``habits.longest`` numbers; along an axis of unknown length, in float64.
+
+    Each is halved: XLA would make one long sum of a sum of sums. Of a long axis, numbers far from each other are added
+    first, so that along the last axis, too, neighbours are added side by side.
+    """
+    halved = 0
+    for axis in reversed(axes):
+        while (n := x.shape[axis]) is not None and n > habits.longest:
+            run = min(n // LANES, habits.longest)
+            run = next((k for k in range(run, run // 2, -1) if n % k == 0), run)
+            lanes, rest = divmod(n, run)
+            before, after = list(x.shape[:axis]), list(x.shape[axis + 1 :])
+            head, tail = (x, None) if rest == 0 else (_part(x, axis, 0, n - rest), _part(x, axis, n - rest, n))
+            x = xp.sum(xp.reshape(head, (*before, run, lanes, *after)), axis=axis) * 0.5
+            if tail is not None:
+                x = xp.concat([x, tail * 0.5], axis=axis)
+            halved += 1
+        if n is None:
+            x = total(xp, x, (axis,), Habits(wide=True))
+        else:
+            x = xp.sum(x, axis=axis, keepdims=True) * 0.5
+            halved += 1
+    return x * 2.0**halved
+
+
+def _part(x: Array, axis: int, start: int, stop: int) -> Array:
+    return x[(slice(None),) * axis + (slice(start, stop),)]
 
 
 def moments(
