@@ -1,10 +1,15 @@
 """One normalization library for every array: NumPy, CuPy, PyTorch, TensorFlow, JAX and any array API library."""
 
+from typing import TYPE_CHECKING
+
 from ._replace import replace, restore
 from .core.normalize import BatchStats
 from .functional import batch_norm, batch_norm_train, group_norm, instance_norm, layer_norm, rms_norm, vjp
 from .layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from .stats import RunningStats
+
+if TYPE_CHECKING:
+    from ._convert import convert, inspect
 
 __version__ = "0.1.0"
 
@@ -18,7 +23,9 @@ __all__ = [
     "RunningStats",
     "batch_norm",
     "batch_norm_train",
+    "convert",
     "group_norm",
+    "inspect",
     "instance_norm",
     "layer_norm",
     "replace",
@@ -27,11 +34,16 @@ __all__ = [
     "vjp",
 ]
 
+#: Where the names are that are loaded when they are first asked for.
+_LAZY = {"convert": "._convert", "inspect": "._convert"}
+
 
 def __getattr__(name: str) -> object:
-    """The modules of drop-in layers, each of which imports its framework, when they are first asked for."""
-    if name == "torch":
-        import importlib
+    """What works on files of models, and the modules of drop-in layers, each of which imports its framework."""
+    import importlib
 
+    if name == "torch":
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,14 +1,11 @@
-"""The commands `normkit check`, `normkit info` and `normkit bench`."""
+"""The command `normkit`: check, info and bench are here, convert and inspect in _convert/commands.py."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +14,8 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 import normkit
 from normkit import _check, _info, _table
+from normkit._convert import commands
+from normkit._terminal import color_option, console, json_option, written
 from normkit.conformance.cases import DTYPES
 from normkit.conformance.libraries import LIBRARIES, Missing
 
@@ -24,10 +23,6 @@ from normkit.conformance.libraries import LIBRARIES, Missing
 MODES = ("eager", "compiled", *(mode for library in LIBRARIES.values() for mode in library.modes))
 
 _backends = click.option("--backend", "names", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
-_color = click.option(
-    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True, help="Colours."
-)
-_json = click.option("--json", "path", metavar="FILE", help="Write every figure to FILE.")
 
 
 def run(args: list[str] | None = None) -> int:
@@ -62,8 +57,8 @@ def main() -> None:
 @main.command()
 @_backends
 @click.option("--quick", is_flag=True, help="float32 and fewer inputs: seconds.")
-@_json
-@_color
+@json_option
+@color_option
 def check(names: tuple[str, ...], quick: bool, path: str | None, color: str) -> int:
     """Hold normkit, and each library's own layers, to float64.
 
@@ -72,21 +67,21 @@ def check(names: tuple[str, ...], quick: bool, path: str | None, color: str) -> 
     """
     # The arrays are small: more threads would wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with _written(path) as write, _refusals(), _progress() as step:
+    with written(path) as write, _refusals(), _progress() as step:
         report = _check.run(names, quick=quick, step=step)
         write(report.json())
-    _table.show(_console(color), report)
+    _table.show(console(color), report)
     return 0 if report.passed else 1
 
 
 @main.command()
-@_color
+@color_option
 def info(color: str) -> int:
     """Print versions, libraries, devices, threads."""
-    console = Console(stderr=True, highlight=False)
-    with console.status("") if sys.stderr.isatty() else contextlib.nullcontext() as status:
+    bar = Console(stderr=True, highlight=False)
+    with bar.status("") if sys.stderr.isatty() else contextlib.nullcontext() as status:
         found = _info.gather(lambda name: status.update(f"importing {name}") if status else None)
-    _table.info(_console(color), found)
+    _table.info(console(color), found)
     return 0
 
 
@@ -101,8 +96,8 @@ def info(color: str) -> int:
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="For one comparison.")
 @click.option("--sweep", is_flag=True, help="Sizes from 1 KB to 512 MB instead of the workloads.")
 @click.option("--plot", metavar="FILE", help="Draw the sweep, as .svg or .png.")
-@_json
-@_color
+@json_option
+@color_option
 def bench(path: str | None, color: str, plot: str | None, **options: Any) -> int:
     """Time every layer against the library's own, the plain path without kernels, and a copy.
 
@@ -111,11 +106,11 @@ def bench(path: str | None, color: str, plot: str | None, **options: Any) -> int
     from normkit import _bench
     from normkit.bench import table
 
-    with _written(path) as write, _refusals():
+    with written(path) as write, _refusals():
         if plot is not None:
             _bench.check_plot(plot, sweep=options["sweep"])
         report = _bench.run(**options, save=write, console=_bars())
-    table.show(_console(color), report)
+    table.show(console(color), report)
     if plot is not None:
         _bench.draw(report, plot)
     return 1 if report.broken else 0
@@ -136,52 +131,12 @@ def _refusals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _written(path: str | None) -> Iterator[Callable[[Any], None]]:
-    """A function that writes JSON to ``path``: all of it or nothing, and known to be possible before work begins."""
-    if path is None:
-        yield lambda value: None
-        return
-    target = Path(path).resolve()
-    if target.exists() and not target.is_file():
-        raise click.UsageError(f"--json wants a file to write to; received {path!r}, which is none.")
-    try:
-        handle, part = tempfile.mkstemp(dir=target.parent, prefix=".normkit-")
-    except OSError as error:
-        raise click.UsageError(f"--json cannot write {path!r}: {error.strerror}.") from None
-    os.close(handle)
-
-    def write(value: Any) -> None:
-        text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
-        Path(part).write_text(text + "\n", "utf-8")
-        Path(part).chmod(0o666 & ~_umask())
-        os.replace(part, target)
-
-    try:
-        yield write
-    finally:
-        Path(part).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _console(color: str) -> Console:
-    """Standard output: colours on a terminal or where FORCE_COLOR asks for them; the option overrides all."""
-    if color == "always":
-        return Console(force_terminal=True, color_system="standard", no_color=False, highlight=False)
-    return Console(color_system=None if color == "never" else "auto", highlight=False)
-
-
-@contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str, str, float], None]]:
     """A bar for each library on standard error, where that is a terminal."""
     columns = TextColumn("{task.fields[name]}"), BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}")
-    console = Console(stderr=True, highlight=False)
+    bar = Console(stderr=True, highlight=False)
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+    with Progress(*columns, console=bar, transient=True, disable=not sys.stderr.isatty()) as progress:
 
         def step(name: str, label: str, share: float) -> None:
             if name not in tasks:
@@ -189,3 +144,7 @@ def _progress() -> Iterator[Callable[[str, str, float], None]]:
             progress.update(tasks[name], completed=share, description=label)
 
         yield step
+
+
+main.add_command(commands.convert)
+main.add_command(commands.inspect_command)

@@ -1,0 +1,192 @@
+"""What conversion needs of a framework: a reader, a writer, and where the layers of its models are."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .record import Array, ConversionError, Native, Norm, Say
+
+#: Where each framework's reader and writer are, and the module without which it has no layers.
+FRAMEWORKS = {
+    "keras": ("keras:Keras", "keras"),  # before torch: on its torch backend, a Keras layer is a torch module too
+    "tf_keras": ("keras:TfKeras", "tf_keras"),
+    "torch": ("torch:Torch", "torch"),
+    "nnx": ("flax:Nnx", "flax"),
+    "linen": ("flax:Linen", "flax"),
+    "haiku": ("haiku:Haiku", "haiku"),
+    "equinox": ("equinox:Equinox", "equinox"),
+    "onnx": ("onnx:Onnx", "onnx"),
+    "normkit": ("layers:Normkit", "normkit"),
+}
+
+
+class Framework:
+    """One framework. ``read`` and ``write`` are pure; the rest finds layers and arrays, makes and fills them."""
+
+    name = ""
+    #: What stands between the parts of an array's name in a file.
+    separator = "."
+    #: Defaults of the framework's arguments, by class.
+    defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    #: Our names of the arrays and the framework's, by class; "" for all the others.
+    arrays: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    #: Arguments that say the lengths of the axes.
+    sizes: ClassVar[tuple[str, ...]] = ()
+    #: What the framework calls eps and momentum.
+    eps_name = "eps"
+    momentum_name = "momentum"
+    #: Whether files of arrays by name are usual.
+    has_files = True
+
+    def read(self, native: Native, say: Say) -> Norm:
+        """The record of a layer."""
+        raise NotImplementedError
+
+    def write(self, norm: Norm, say: Say) -> Native:
+        """A layer of this framework with the record's state, or a :class:`ConversionError` that says why not."""
+        raise NotImplementedError
+
+    def owns(self, model: Any) -> bool:
+        """Whether this is a model (or what stands for one) of the framework."""
+        raise NotImplementedError
+
+    def layers(self, model: Any) -> Iterator[tuple[str, Native]]:
+        """The norm layers of a model by name, a shared one once."""
+        raise NotImplementedError
+
+    def make(self, native: Native) -> Any:
+        """A layer of the framework, filled."""
+        raise NotImplementedError
+
+    def put(self, model: Any, natives: Mapping[str, Native]) -> Any:
+        """Fill norm layers of a model, which may return another one."""
+        raise NotImplementedError
+
+    def split(self, flat: Mapping[str, Array]) -> tuple[dict[str, dict[str, Array]], dict[str, Array]]:
+        """Arrays of a file by layer and name within it, and those whose names no norm layer has."""
+        known = {theirs for names in self.arrays.values() for theirs in names.values()}
+        found: dict[str, dict[str, Array]] = {}
+        rest = {}
+        for key, value in flat.items():
+            layer, _, name = key.rpartition(self.separator)
+            if name in known:
+                found.setdefault(layer, {})[name] = value
+            else:
+                rest[key] = value
+        return found, rest
+
+    def join(self, layer: str, native: Native) -> dict[str, Array]:
+        """The layer's arrays by the names that they have in a file."""
+        return {f"{layer}{self.separator}{name}" if layer else name: value for name, value in native.arrays.items()}
+
+    def guess(self, arrays: Mapping[str, Array]) -> str | None:
+        """The class of a layer that only its arrays are known of: batch norm by its statistics, nothing else."""
+        raise NotImplementedError
+
+    def setting(self, native: Native, name: str) -> Any:
+        """An argument of a layer, which must be known."""
+        if name not in native.settings:
+            default = self.defaults.get(native.layer, {}).get(name)
+            raise ConversionError(
+                f"{name} of {native.layer} is not known, a file of arrays holds none: give it, or ask for the "
+                f"defaults of {self.name} ({default!r})."
+            )
+        return native.settings[name]
+
+    def lengths(self, native: Native, found: Mapping[str, Array]) -> tuple[int, ...]:
+        """The lengths of the axes, as the layer's arguments or arrays have them."""
+        for given in (native.settings.get(name) for name in self.sizes):
+            if given is not None:
+                return tuple(given) if isinstance(given, Iterable) else (given,)
+        for value in found.values():
+            return tuple(value.shape)
+        raise ConversionError(f"{native.layer} has no arrays, and the lengths of its axes are not known.")
+
+    def named(self, native: Native) -> dict[str, Array]:
+        """The layer's arrays by our names; one that has no place is an error."""
+        theirs = {v: k for k, v in (self.arrays.get(native.layer) or self.arrays[""]).items()}
+        unknown = sorted(native.arrays.keys() - theirs.keys())
+        if unknown:
+            raise ConversionError(f"{native.layer} has no {unknown[0]!r}; it has: {', '.join(theirs)}.")
+        return {theirs[name]: value for name, value in native.arrays.items()}
+
+    def stored(self, layer: str, norm: Norm) -> dict[str, Array]:
+        """The record's arrays by the names that this class has for them."""
+        names = self.arrays.get(layer) or self.arrays[""]
+        return {names[name]: value for name, value in norm.arrays()}
+
+    def imported(self, name: str) -> Any:
+        """A module of the framework, which must be installed."""
+        return library(name)
+
+
+def library(name: str) -> Any:
+    """A module, or one sentence that says how to get it."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        top = name.partition(".")[0]
+        if error.name != top:
+            raise
+        package = {"haiku": "dm-haiku"}.get(top, top)
+        raise ImportError(f"This needs {top}, which is not installed: python -m pip install {package}.") from None
+
+
+def loaded(name: str) -> Any:
+    """A module if something has imported it: a model of a framework that was never imported cannot be at hand."""
+    return sys.modules.get(name)
+
+
+@functools.cache
+def framework(name: str) -> Framework:
+    """The framework of this name."""
+    if name not in FRAMEWORKS:
+        raise ConversionError(f"There is no framework {name!r}; there are: {', '.join(FRAMEWORKS)}.")
+    module, _, kind = FRAMEWORKS[name][0].partition(":")
+    return getattr(importlib.import_module(f"{__package__}.{module}"), kind)()
+
+
+def framework_of(model: Any) -> Framework | None:
+    """The framework that a model is of."""
+    for name, (_, module) in FRAMEWORKS.items():
+        if loaded(module) is not None and framework(name).owns(model):
+            return framework(name)
+    return None
+
+
+def axes_of(axis: Any) -> tuple[int, ...]:
+    """One axis or several as a tuple; parameters of axes in another order than x has them mean nothing elsewhere."""
+    axes = tuple(axis) if isinstance(axis, list | tuple) else (axis,)
+    if not all(isinstance(a, int) for a in axes) or axes != tuple(sorted(axes)):
+        raise ConversionError(f"Axes are whole numbers of one sign, in ascending order; received {axis}.")
+    return axes
+
+
+def channels_at(norm: Norm, name: str, channel_axis: int = 1) -> None:
+    """Refuse channels that are elsewhere than where the framework's layers have them."""
+    axis = norm.channel_axis()
+    there = channel_axis % norm.ndim if norm.ndim else channel_axis
+    if axis != there:
+        raise ConversionError(
+            f"{name} has the channels at axis {channel_axis}, this {norm.kind} at axis {norm.axis[0]}: give "
+            f"axis={channel_axis} where the axes of x are moved too."
+        )
+
+
+def trailing(norm: Norm, name: str) -> None:
+    """Refuse normalized axes other than the last ones."""
+    n = len(norm.axis)
+    axes = tuple(a - norm.ndim if norm.ndim and a >= 0 else a for a in norm.axis)
+    if axes != tuple(range(-n, 0)):
+        raise ConversionError(f"{name} normalizes trailing axes only; received axis {norm.axis}.")
+
+
+def number(value: Any) -> np.ndarray:
+    """A count as it is stored."""
+    return np.asarray(value, np.int64)

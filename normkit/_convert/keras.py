@@ -1,0 +1,284 @@
+"""Keras 3 and tf_keras: their norm layers read and written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .framework import Framework, axes_of, loaded
+from .record import Array, ConversionError, Momentum, Native, Norm, Say, lengths_of, ones, plain_weight
+
+_EPS = {"epsilon": 1e-3}
+KINDS = ("BatchNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization")
+RENORM = ("moving_stddev", "renorm_mean", "renorm_stddev")
+_SETTINGS = ("axis", "momentum", "epsilon", "center", "scale", "groups", "rms_scaling", "renorm", "synchronized",
+             "virtual_batch_size")  # fmt: skip
+
+
+class Keras(Framework):
+    """Keras 3."""
+
+    name = "keras"
+    separator = "/"
+    sizes: ClassVar = ("lengths",)
+    eps_name = "epsilon"
+    defaults: ClassVar = {
+        "BatchNormalization": {**_EPS, "momentum": 0.99, "axis": -1},
+        "LayerNormalization": {**_EPS, "axis": -1},
+        "GroupNormalization": {**_EPS, "axis": -1},
+        "RMSNormalization": {"epsilon": 1e-6, "axis": -1},
+    }
+    arrays: ClassVar = {
+        "": {"weight": "gamma", "bias": "beta", "mean": "moving_mean", "var": "moving_variance"},
+        "RMSNormalization": {"weight": "scale"},
+    }
+
+    def read(self, native: Native, say: Say) -> Norm:
+        settings = native.settings
+        renorm = [name for name in RENORM if name in native.arrays]
+        if renorm:
+            say("renorm-state", f"{', '.join(renorm)} left out")
+            native = Native(native.layer, settings, {k: v for k, v in native.arrays.items() if k not in renorm})
+        found = self.named(native)
+        lengths = self.lengths(native, found)
+        axis = settings.get("axis", -1)
+        if isinstance(axis, list | tuple) and native.layer == "BatchNormalization":
+            if len(axis) > 1:
+                raise ConversionError(f"batch norm over several channel axes exists in tf_keras only: {list(axis)}.")
+            say("config-legacy", f"axis={list(axis)} is axis={axis[0]}")
+        if settings.get("virtual_batch_size"):
+            raise ConversionError("virtual_batch_size exists in tf_keras only.")
+        if settings.get("rms_scaling"):
+            raise ConversionError("rms_scaling=True divides by the standard deviation of x and keeps the mean: no RMS.")
+        if settings.get("synchronized"):
+            say("sync-stats", "synchronized=True is left out")
+        common: dict[str, Any] = {
+            "lengths": lengths, "axis": axes_of(axis), "eps": self.setting(native, "epsilon"),
+            "ndim": settings.get("ndim"), "trainable": settings.get("trainable", True),
+        }  # fmt: skip
+        if native.layer == "BatchNormalization":
+            momentum = Momentum(self.setting(native, "momentum"), "old")
+            return Norm("batch_norm", momentum=momentum, variance=self._variance(settings, say), **common, **found)
+        if native.layer == "GroupNormalization":
+            groups = self.setting(native, "groups")
+            if groups in (-1, lengths[0]):
+                say("gn-instance", f"groups={groups} is instance norm")
+                return Norm("instance_norm", **common, **found)
+            return Norm("group_norm", num_groups=groups, **common, **found)
+        if native.layer == "RMSNormalization":
+            return Norm("rms_norm", **common, **found)
+        if native.layer == "LayerNormalization":
+            return Norm("layer_norm", **common, **found)
+        raise ConversionError(f"{self.name} has no norm layer {native.layer!r}; it has: {', '.join(KINDS)}.")
+
+    def write(self, norm: Norm, say: Say) -> Native:
+        norm = plain_weight(norm, say)
+        if norm.cast != "output":
+            say("cast-point", f"{self.name} applies the weight before it rounds")
+        one = norm.axis[0] if len(norm.axis) == 1 else list(norm.axis)
+        settings: dict[str, Any] = {"axis": one, "epsilon": norm.eps}
+        if norm.ndim is not None:
+            settings["ndim"] = norm.ndim
+        if not norm.trainable:
+            settings["trainable"] = False
+            if norm.mean is not None:
+                say("freeze-semantics", "trainable=False: its statistics do not move either")
+        if norm.kind == "rms_norm":
+            return self._rms(norm, settings, say)
+        settings |= {"center": norm.bias is not None, "scale": norm.weight is not None}
+        if norm.weight is None and norm.bias is None:
+            settings["lengths"] = norm.lengths
+        if norm.kind == "batch_norm":
+            settings["momentum"] = old_momentum(norm, say, self.name, self._variance(settings, lambda *_: None))
+            return Native("BatchNormalization", settings, self.stored("BatchNormalization", norm))
+        no_statistics(norm, self.name)
+        if norm.kind == "layer_norm":
+            return Native("LayerNormalization", settings, self.stored("LayerNormalization", norm))
+        groups = norm.lengths[0] if norm.kind == "instance_norm" else norm.num_groups
+        say("gn-order" if norm.kind == "group_norm" else "gn-instance", f"groups={groups}")
+        settings = {"groups": groups, **settings}
+        return Native("GroupNormalization", settings, self.stored("GroupNormalization", norm))
+
+    def _rms(self, norm, settings, say):
+        if norm.bias is not None:
+            raise ConversionError(f"{self.name}'s RMSNormalization has no bias.")
+        if norm.weight is None:
+            say("affine-pair", "scale is ones")
+            norm = norm.but(weight=ones(norm))
+        return Native("RMSNormalization", settings, self.stored("RMSNormalization", norm))
+
+    def _variance(self, settings: Mapping[str, Any], say: Say) -> str:
+        return "biased"
+
+    def split(self, flat):
+        names = {**self.arrays[""], **{n: n for n in RENORM}, "scale": "scale"}.values()
+        found: dict[str, dict[str, Array]] = {}
+        rest = {}
+        for key, value in flat.items():
+            layer, _, name = key.rpartition("/")
+            name = name.removesuffix(":0")
+            if name in names:
+                found.setdefault(layer, {})[name] = value
+            else:
+                rest[key] = value
+        return found, rest
+
+    def guess(self, arrays):
+        if {"moving_mean", "moving_variance"} & arrays.keys():
+            return "BatchNormalization"
+        return "RMSNormalization" if arrays.keys() == {"scale"} else None
+
+    def owns(self, model: Any) -> bool:
+        return isinstance(model, loaded("keras").layers.Layer)
+
+    def layers(self, model: Any) -> Iterator[tuple[str, Native]]:
+        trains = any(v.trainable for v in model.variables)
+        for name, layer in self._found(model):
+            frozen = {"frozen": "trainable=False", "thaw": "Set trainable=True"} if not layer.trainable else {}
+            native = self._take(layer)
+            yield name, Native(native.layer, native.settings, native.arrays, {"model_training": trains, **frozen})
+
+    def _found(self, model: Any) -> Iterator[tuple[str, Any]]:
+        seen: set[str] = set()
+        for layer in model._flatten_layers():
+            kind = self._kind(layer)
+            if kind is None:
+                continue
+            name = "" if layer is model else getattr(layer, "path", None) or layer.name
+            if name in seen:
+                raise ConversionError(f"Two layers have the name {name!r}: layers are told apart by it.")
+            seen.add(name)
+            yield name, layer
+
+    def _kind(self, layer: Any) -> str | None:
+        top = self.name
+        for base in type(layer).__mro__:
+            if base.__name__.removesuffix("Base") in KINDS and base.__module__.startswith(f"{top}."):
+                return base.__name__.removesuffix("Base")
+        return None
+
+    def _take(self, layer: Any) -> Native:
+        kind = self._kind(layer)
+        assert kind is not None
+        if not layer.built:
+            raise ConversionError(f"Layer {layer.name!r} is not built: call the model once, or build() it.")
+        config = layer.get_config()
+        settings = {name: config[name] for name in _SETTINGS if name in config}
+        settings["trainable"] = layer.trainable
+        shape = self._shape(layer)
+        if shape is not None:
+            settings["ndim"] = len(shape)
+            axes = settings["axis"] if isinstance(settings["axis"], list | tuple) else [settings["axis"]]
+            settings["lengths"] = tuple(shape[a] for a in axes)
+        if type(layer).__name__ != kind:
+            settings["class"] = type(layer).__name__
+        return Native(kind, settings, {self._name(v): np.array(_host(v)) for v in layer.weights})
+
+    def _shape(self, layer: Any) -> tuple | None:
+        build = layer.get_build_config() or {}
+        return build.get("input_shape")
+
+    def _name(self, variable: Any) -> str:
+        return variable.name.rpartition("/")[2].removesuffix(":0")
+
+    def make(self, native: Native) -> Any:
+        keras = self.imported(self.name)
+        settings = dict(native.settings)
+        lengths: Any = settings.pop("lengths", None) or lengths_of(*native.arrays.values())
+        ndim, trainable = settings.pop("ndim", None), settings.pop("trainable", True)
+        axes = settings["axis"] if isinstance(settings["axis"], list) else [settings["axis"]]
+        if ndim is None and native.layer == "BatchNormalization":
+            raise ConversionError(f"{self.name}'s BatchNormalization is built for one rank of x: give ndim.")
+        like = next(iter(native.arrays.values()), None)
+        layer = getattr(keras.layers, native.layer)(**settings, dtype=None if like is None else like.dtype.name)
+        shape = [None] * (ndim or max(a + 2 if a >= 0 else 1 - a for a in axes))
+        for a, n in zip(axes, lengths, strict=True):
+            shape[a] = n
+        layer.build(tuple(shape))
+        if ndim is None:
+            layer.input_spec = None
+        self._fill(layer, native)
+        layer.trainable = trainable
+        return layer
+
+    def put(self, model: Any, natives: Mapping[str, Native]) -> Any:
+        layers = dict(self._found(model))
+        for name, native in natives.items():
+            self._fill(layers[name], native)
+        for name in ("train_function", "test_function", "predict_function"):
+            if hasattr(model, name):
+                setattr(model, name, None)  # these have eps and momentum as constants
+        return model
+
+    def _fill(self, layer: Any, native: Native) -> None:
+        variables = {self._name(v): v for v in layer.weights}
+        for name, value in native.arrays.items():
+            variables[name].assign(value)
+        for name in ("epsilon", "momentum"):
+            if name in native.settings and hasattr(layer, name):
+                setattr(layer, name, native.settings[name])
+
+
+class TfKeras(Keras):
+    """tf_keras, the Keras 2 of TensorFlow."""
+
+    name = "tf_keras"
+
+    def _variance(self, settings: Mapping[str, Any], say: Say) -> str:
+        ndim, axis = settings.get("ndim"), settings.get("axis", -1)
+        if settings.get("fused") is None and ndim is None:
+            say("runvar-bias-rank", "the rank is not known, and taken for one where it divides by n")
+            return "biased"
+        (axis,) = axis if isinstance(axis, list | tuple) else (axis,)
+        fused = settings.get("fused", ndim in (4, 5) and axis % ndim in (1, ndim - 1))
+        say("runvar-bias-rank", f"{'fused' if fused else 'not fused'}: it divides by {'n - 1' if fused else 'n'}")
+        return "unbiased" if fused else "biased"
+
+    def owns(self, model: Any) -> bool:
+        return isinstance(model, loaded("tf_keras").layers.Layer)
+
+    def _rms(self, norm, settings, say):
+        raise ConversionError("tf_keras has no RMSNormalization.")
+
+    def _take(self, layer: Any) -> Native:
+        native = super()._take(layer)
+        fused = getattr(layer, "fused", None)
+        return native if fused is None else Native(native.layer, {**native.settings, "fused": fused}, native.arrays)
+
+    def _shape(self, layer: Any) -> tuple | None:
+        shape = (layer.get_build_config() or {}).get("input_shape")
+        return None if shape is None else tuple(shape)
+
+
+def old_momentum(norm: Norm, say: Say, name: str, variance: str) -> float:
+    """The weight of the old statistics for a framework that has nothing else; refuses batch norm without any."""
+    if norm.mean is None or norm.momentum is None:
+        raise ConversionError(f"{name}'s batch norm always has running statistics, and this one has none.")
+    value = norm.momentum.of("old")
+    if value is None:
+        raise ConversionError(f"momentum=None averages all batches, which {name} cannot do: set a momentum first.")
+    if norm.momentum.weights == "new":
+        say("momentum-sense", f"momentum {norm.momentum.value} is {value} in {name}")
+    if norm.variance != variance:
+        say("runvar-bias", f"{name} divides by {'n' if variance == 'biased' else 'n - 1'}")
+    if norm.num_batches:
+        say("state-names", f"{norm.num_batches} batches were tracked, which {name} does not count")
+    return value
+
+
+def no_statistics(norm: Norm, name: str) -> None:
+    """Refuse instance norm with running statistics."""
+    if norm.mean is not None:
+        raise ConversionError(f"Running statistics of {norm.kind} exist in torch only, not in {name}.")
+
+
+def _host(variable: Any) -> Any:
+    value = getattr(variable, "value", variable)
+    value = value() if callable(value) else value
+    if type(value).__module__.startswith("torch"):
+        from .torch import array
+
+        return array(value)
+    return value.numpy() if hasattr(value, "numpy") else np.asarray(value)

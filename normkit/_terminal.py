@@ -1,0 +1,59 @@
+"""What the commands share: colours, a console, a file for JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+color_option = click.option(
+    "--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True, help="Colours."
+)
+json_option = click.option("--json", "path", metavar="FILE", help="Write every figure to FILE.")
+
+
+@contextlib.contextmanager
+def written(path: str | None) -> Iterator[Callable[[Any], None]]:
+    """A function that writes JSON to ``path``: all of it or nothing, and known to be possible before work begins."""
+    if path is None:
+        yield lambda value: None
+        return
+    target = Path(path).resolve()
+    if target.exists() and not target.is_file():
+        raise click.UsageError(f"--json wants a file to write to; received {path!r}, which is none.")
+    try:
+        handle, part = tempfile.mkstemp(dir=target.parent, prefix=".normkit-")
+    except OSError as error:
+        raise click.UsageError(f"--json cannot write {path!r}: {error.strerror}.") from None
+    os.close(handle)
+
+    def write(value: Any) -> None:
+        text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
+        Path(part).write_text(text + "\n", "utf-8")
+        Path(part).chmod(0o666 & ~_umask())
+        os.replace(part, target)
+
+    try:
+        yield write
+    finally:
+        Path(part).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def console(color: str) -> Console:
+    """Standard output: colours on a terminal or where FORCE_COLOR asks for them; the option overrides all."""
+    if color == "always":
+        return Console(force_terminal=True, color_system="standard", no_color=False, highlight=False)
+    return Console(color_system=None if color == "never" else "auto", highlight=False)
