@@ -237,8 +237,10 @@ def test_every_library_has_a_title():
         (BUILT, "on (NORMKIT_KERNELS=1), x86-64-v3 (also x86-64-v2), 2 threads of its own, huge pages on, for rows"),
         (
             BUILT | {"mode": "require", "threads_of": "openmp", "threads": 1, "hugepages": False},
-            "required (NORMKIT_KERNELS=require), x86-64-v3 (also x86-64-v2), "
-            "1 thread of the OpenMP runtime that is loaded, huge pages off, for rows",
+            (
+                "required (NORMKIT_KERNELS=require), x86-64-v3 (also x86-64-v2), "
+                "1 thread of the OpenMP runtime that is loaded, huge pages off, for rows"
+            ),
         ),
     ],
 )
