@@ -1,27 +1,89 @@
-"""How a framework's models plug in: what :func:`normkit.replace` needs of each, and where it is found."""
+"""How a framework's models plug in: what normkit.replace, fold and recalibrate need of each, and where it is found."""
 
 from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from normkit.backends import Entry
+from normkit.core.population import Population
 
 
 @runtime_checkable
 class Models(Protocol):
     """One framework's models. A layer is replaced by giving it another class, so that all it holds stays its own."""
 
-    def refuse(self, model: Any) -> None:
-        """Raise if no layer of the model can be replaced: it is compiled, exported, quantized."""
+    def refuse(self, model: Any, function: str = "replace") -> None:
+        """Raise if no layer of the model can be changed: it is compiled, exported, quantized."""
 
     def layers(self, model: Any) -> Iterator[tuple[str, Any]]:
         """Every layer of the model with its name, the model's own being ``""``; a shared one once for each name."""
 
     def verdict(self, layer: Any) -> type | str | None:
         """The class that a norm layer takes (made by :func:`stand_in`), why it takes none, or ``None`` for the rest."""
+
+
+class Pair(NamedTuple):
+    """A batch norm and the convolution or linear layer that it can be folded into: one has the other's output alone."""
+
+    norm: Any
+    linear: Any
+    #: Whether the norm comes after.
+    after: bool
+
+
+@runtime_checkable
+class Folds(Models, Protocol):
+    """A framework whose batch norms :func:`normkit.fold` folds. Arrays that pass here are NumPy's, in float64."""
+
+    def training(self, layer: Any) -> bool:
+        """Whether a layer is in training mode."""
+
+    def outputs(self, model: Any, run: Callable[[], Any]) -> list[tuple[Any, float]]:
+        """The floating-point arrays in what the model returns, each with the eps of its dtype; ``run`` calls it."""
+
+    def pairs(self, model: Any, run: Callable[[], Any]) -> list[tuple[Any, Pair | str]]:
+        """Each batch norm of the model with what it can be folded into, or why it cannot."""
+
+    def norm(self, layer: Any) -> tuple[Any, Any, Any, Any, float]:
+        """Mean, variance, weight, bias and eps of a batch norm; weight and bias may be ``None``."""
+
+    def linear(self, layer: Any) -> tuple[Any, Any]:
+        """The weight of a convolution or linear layer as (groups, outputs, inputs, taps), and its bias or ``None``."""
+
+    def errors(
+        self, model: Any, run: Callable[[], Any], trials: list[tuple[Pair, Any, Any]]
+    ) -> list[tuple[float, float]]:
+        """How far each pair is off with a new weight and bias, as a share of its largest output; the dtype's eps."""
+
+    def put(self, model: Any, pair: Pair, weight: Any, bias: Any) -> Callable[[], None]:
+        """Write the weight and bias, and take the norm out of the model; what is returned undoes it."""
+
+
+@runtime_checkable
+class Recalibrates(Models, Protocol):
+    """A framework whose running statistics :func:`normkit.recalibrate` measures. Arrays are NumPy's, in float64."""
+
+    #: Whether stored variances are n / (n - 1) times those of the values.
+    unbiased: bool
+
+    def recorded(self, layer: Any) -> tuple[Any, Any, float] | str | None:
+        """Running mean and variance of a batch norm, and eps; why it has none; ``None`` for what is no batch norm."""
+
+    def record(self, layer: Any, mean: Any, var: Any, batches: int) -> None:
+        """Write the running statistics of a batch norm, which come from so many batches."""
+
+    def inference(self, model: Any) -> AbstractContextManager:
+        """Within, every layer is in its inference mode; after, modes and running statistics are what they were."""
+
+    def watch(self, layers: Iterable[Any], see: Callable[[Any, Population], bool]) -> AbstractContextManager:
+        """Within, ``see`` gets each layer that is called and what it is called with.
+
+        Where ``see`` returns true, the layer normalizes by the statistics of that, else by its running ones.
+        """
 
 
 #: By the model's type, which is looked up in modules that are imported already.

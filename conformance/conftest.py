@@ -13,7 +13,12 @@ from normkit.conformance import libraries, natives, plain
 from normkit.conformance.tolerances import judged
 
 #: The files that test one library's own layers: they import it, and are collected where it is tested.
-ONLY = {"test_replace.py": "torch", "test_torch_layers.py": "torch"}
+ONLY = {
+    "test_replace.py": "torch",
+    "test_torch_fold.py": "torch",
+    "test_torch_layers.py": "torch",
+    "test_torch_recalibrate.py": "torch",
+}
 
 
 def pytest_addoption(parser):

@@ -150,7 +150,7 @@ def test_report():
     model.extra = model.layer
     report = nk.replace(model)
     assert (report.model, report.done, report.left) == ("Net", "replaced", ())
-    assert report.changed[0] == ("stem.1", "torch.nn.BatchNorm2d", "", ())
+    assert report.changed[0] == ("stem.1", "torch.nn.BatchNorm2d", "", (), "")
     assert [(layer.name, layer.shared) for layer in report.changed if layer.shared] == [("layer", ("extra",))]
     text = repr(report).splitlines()
     assert text[0] == "Net: 9 norm layers replaced, 0 left"

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from ._fold import fold
+from ._population import recalibrate, statistics_gap
 from ._replace import replace, restore
 from .core.normalize import BatchStats
 from .functional import batch_norm, batch_norm_train, group_norm, instance_norm, layer_norm, rms_norm, vjp
@@ -24,13 +26,16 @@ __all__ = [
     "batch_norm",
     "batch_norm_train",
     "convert",
+    "fold",
     "group_norm",
     "inspect",
     "instance_norm",
     "layer_norm",
+    "recalibrate",
     "replace",
     "restore",
     "rms_norm",
+    "statistics_gap",
     "vjp",
 ]
 

@@ -123,6 +123,9 @@ RMSNormActForward = _acting(ours.RMSNormForward)
 RMSNorm2dActForward = _acting(RMSNorm2dForward)
 WideRMSNorm2dActForward = _acting(WideRMSNorm2dForward)
 
+#: What does something after the norm.
+ACTING = (BatchNormActForward, FrozenActForward)
+
 #: What may take the place of a class: the first that computes what the class does is taken.
 KNOWN: tuple[tuple[str, tuple[type, ...]], ...] = (
     (r"timm\.layers\.norm\.LayerNorm(Fp32)?", (ours.LayerNormForward,)),
@@ -147,6 +150,12 @@ KNOWN: tuple[tuple[str, tuple[type, ...]], ...] = (
         (T5Forward, OlmoForward, ChannelsFirstForward, ours.LayerNormForward, CohereForward),
     ),
 )
+
+
+def inherits(kind: Any, base: type) -> bool:
+    """Whether a subclass computes as torch.nn's class does: it defines no method that ours puts aside or calls."""
+    methods = ("forward", "_apply_instance_norm", "_handle_no_batch_input", "__call__")
+    return all(getattr(kind, name, None) is getattr(base, name, None) for name in methods)
 
 
 @functools.cache

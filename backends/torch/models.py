@@ -13,6 +13,8 @@ from torch.nn.utils import parametrize
 
 from normkit.backends.models import original_of, stand_in
 from normkit.backends.torch import known, layers
+from normkit.backends.torch.batch_norms import TorchRecalibrates
+from normkit.backends.torch.folding import TorchFolds
 
 #: torch.nn's layers, and ours in their place.
 OURS = {getattr(nn, kind): getattr(layers, kind) for kind in layers.__all__ if hasattr(nn, kind)}
@@ -28,18 +30,20 @@ _NORM = re.compile(r"norm(?!al)|BN\d?d?$|\bLRN\b|LRN", re.IGNORECASE)
 _QUANTIZED = re.compile(r"torch\.ao\.(nn|quantization)\.(?!.*(functional_modules|stubs)$)")
 
 
-class TorchModels:
-    """Models of PyTorch, for :func:`normkit.replace`."""
+class TorchModels(TorchFolds, TorchRecalibrates):
+    """Models of PyTorch, for :func:`normkit.replace` and what it shares with fold and recalibrate."""
 
-    def refuse(self, model: Any) -> None:
+    def refuse(self, model: Any, function: str = "replace") -> None:
         """Raise for what is compiled, scripted, exported or quantized."""
         if not isinstance(model, nn.Module):
-            raise ValueError(f"replace comes before torch.export; received an {type(model).__name__}.")
+            raise ValueError(f"{function} comes before torch.export; received an {type(model).__name__}.")
         for name, module in model.named_modules():
             what = _beyond(module)
             if what:
                 where = f"{name} in this {type(model).__name__}" if name else f"this {type(model).__name__}"
-                raise ValueError(f"replace comes before a model is {what}; {where} is {what} already.")
+                raise ValueError(f"{function} comes before a model is {what}; {where} is {what} already.")
+            if function != "replace":
+                _refuse_unnumbered(function, name or "the model", module)
 
     def layers(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """All modules, by all their names."""
@@ -69,15 +73,19 @@ class TorchModels:
         if recipes:
             return known.confirmed(layer, recipes)
         assert base is not None
-        if not _inherits(kind, base):
+        if not known.inherits(kind, base):
             return f"it is a subclass of torch.nn.{base.__name__} with a forward pass of its own"
         return stand_in(kind, known.FORWARD[OURS[base]])
 
 
-def _inherits(kind: type, base: type) -> bool:
-    """Whether a subclass computes as torch.nn's class does: it defines no method that ours puts aside or calls."""
-    methods = ("forward", "_apply_instance_norm", "_handle_no_batch_input", "__call__")
-    return all(getattr(kind, name, None) is getattr(base, name, None) for name in methods)
+def _refuse_unnumbered(function: str, name: str, module: nn.Module) -> None:
+    held = [a for a in (*module._parameters.values(), *module._buffers.values()) if a is not None]
+    if any(nn.parameter.is_lazy(a) for a in held):
+        raise ValueError(
+            f"{function} needs numbers; {name} is lazy and not built yet: run one batch through the model."
+        )
+    if any(a.is_meta for a in held):
+        raise ValueError(f"{function} needs numbers; {name} is on the meta device, where there are none.")
 
 
 def _unknown(layer: nn.Module) -> str | None:

@@ -1,0 +1,209 @@
+"""Running statistics after training: what they are of all the data, and how far the recorded ones are from that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ._batches import Batches, Call, bar, call_with
+from ._dispatch import describe
+from ._report import NormLayer, counted, grouped, kind_of, named
+from .backends.models import Recalibrates, models_of, original_of
+from .core.population import Population
+
+
+class Gap(NamedTuple):
+    """How far the running statistics of a layer are from those of the population, in its worst channels."""
+
+    name: str
+    kind: str
+    #: Values per channel.
+    count: int  # type: ignore[assignment]  # in place of tuple.count
+    #: ``max |running mean - mean| / sqrt(var + eps)``.
+    mean: float
+    #: The smallest and the largest of ``(running var + eps) / (var + eps)``.
+    var: tuple[float, float]
+
+    @property
+    def size(self) -> float:
+        """Zero where there is no gap: the larger of the mean's and of the logarithms of the variance's."""
+        return max(self.mean, *(abs(float(np.log(max(ratio, 1e-300)))) for ratio in self.var))
+
+
+@dataclass(frozen=True, repr=False)
+class Gaps:
+    """What :func:`statistics_gap` found, or :func:`recalibrate` closed."""
+
+    #: The model's class.
+    model: str
+    #: Whether the running statistics are those of the population now.
+    closed: bool
+    #: How many batches there were.
+    batches: int
+    layers: tuple[Gap, ...]
+    #: The batch norms without, each with the reason.
+    left: tuple[NormLayer, ...] = ()
+
+    def __repr__(self) -> str:
+        done = "recalibrated" if self.closed else "measured"
+        number = f"{self.batches} batch{'' if self.batches == 1 else 'es'}"
+        lines = [f"{self.model}: {counted(self.layers)} {done} on {number}, {len(self.left)} left"]
+        shown = sorted(self.layers, key=lambda gap: -gap.size)[:8]
+        if shown:
+            were = "were" if self.closed else "are"
+            lines.append(f"        running statistics {were} off, in the worst channel of each layer, by")
+            lines.append("        mean / spread   variance, times            values")
+        for gap in shown:
+            low, high = (f"{ratio:.3g}" for ratio in gap.var)
+            lines.append(
+                f"        {gap.mean:13.2g}   {low + ' to ' + high:16} {gap.count:14}   {gap.name or '(the model)'}"
+            )
+        if len(self.layers) > len(shown):
+            lines.append(f"        and {len(self.layers) - len(shown)} more, which were nearer".replace("were", were))
+        return "\n".join([*lines, *grouped(self.left, "")])
+
+
+def recalibrate(
+    model: Any,
+    batches: Iterable[Any],
+    *,
+    call: Call | None = None,
+    sequential: bool = False,
+    progress: bool | None = None,
+) -> Gaps:
+    """Set the running statistics of every batch norm to those of all the batches together.
+
+    Counts, means and sums of squared deviations are merged in float64, so that a short batch weighs less and what is
+    between batches is not lost, as it is in an average of their variances::
+
+        mean = Σ n_k mean_k / n        var = Σ n_k (var_k + (mean_k - mean)²) / n,  n = Σ n_k
+
+    (times n / (n - 1) where the framework stores that). Within, every layer is in its inference mode, but that batch
+    norms normalize by the batch; so dropout does not widen what they see.
+
+    Parameters
+    ----------
+    model : a torch.nn.Module, in any mode, which stays
+    batches : what the model is called with, one after the other: a mapping is passed by name, of a tuple or list the
+        first element, which labels follow
+    call : ``call(model, batch)``, for a model that is called in another way
+    sequential : let each batch norm see what it will see in inference, when those before it normalize by the
+        population's statistics: the same as all data in one batch. It goes over the batches once for each batch norm.
+    progress : whether to show a progress bar (rich's) on standard error; None: on a terminal, if rich is installed
+
+    Returns
+    -------
+    Gaps
+        How far the statistics were off, layer by layer.
+
+    Raises
+    ------
+    TypeError
+        model is of no framework whose statistics are known, or batches is not iterable.
+    ValueError
+        There are no batches (or an iterator that ends after one pass, where more are wanted); the model has no batch
+        norm, or is compiled, scripted, exported or quantized; a batch brings statistics that are not finite. Nothing is
+        changed then.
+    """
+    return _close("recalibrate", model, batches, call, sequential, progress, write=True)
+
+
+def statistics_gap(
+    model: Any,
+    batches: Iterable[Any],
+    *,
+    call: Call | None = None,
+    sequential: bool = False,
+    progress: bool | None = None,
+) -> Gaps:
+    """How far the running statistics of every batch norm are from those of all the batches together.
+
+    Arguments and errors are those of :func:`recalibrate`; nothing is changed.
+    """
+    return _close("statistics_gap", model, batches, call, sequential, progress, write=False)
+
+
+def _close(
+    function: str, model: Any, batches: Any, call: Call | None, sequential: bool, progress: bool | None, write: bool
+) -> Gaps:
+    """Measure, and write what was measured if that is asked."""
+    framework = models_of(model)
+    if not isinstance(framework, Recalibrates):
+        raise TypeError(f"{function} takes a torch.nn.Module; received {describe(model)}.")
+    framework.refuse(model, function)
+    found = [(layer, names, framework.recorded(layer)) for layer, names in named(framework, model)]
+    norms = [(layer, names, recorded) for layer, names, recorded in found if recorded is not None]
+    if not norms:
+        raise ValueError(f"{function} found no batch norm in {type(model).__name__}, which has {len(found)} layers.")
+    wanted = {id(layer): layer for layer, _, recorded in norms if not isinstance(recorded, str)}
+    names = {id(layer): names[0] for layer, names, _ in norms}
+    source = Batches(function, batches, "sequential=True" if sequential else "")
+    with framework.inference(model), bar(function, progress) as start:
+        seen = _Pass(framework, wanted, names)
+        count = seen.over(source, start, model, call or call_with)
+        populations = dict(seen.populations)
+        if sequential:
+            populations = _one_by_one(seen, source, start, model, call or call_with)
+    gaps, left = [], []
+    for layer, all_names, recorded in norms:
+        kind = kind_of(original_of(layer) or type(layer))
+        population = populations.get(id(layer))
+        if isinstance(recorded, str) or population is None or not population.count:
+            reason = recorded if isinstance(recorded, str) else "no batch reached it"
+            left.append(NormLayer(all_names[0], kind, reason, all_names[1:]))
+            continue
+        mean, var, eps = recorded
+        measured = population.var(framework.unbiased)
+        ratios = (var + eps) / (measured + eps)
+        apart = np.abs(mean - population.mean) / np.sqrt(measured + eps)
+        gaps.append(
+            Gap(all_names[0], kind, population.count, float(apart.max()), (float(ratios.min()), float(ratios.max())))
+        )
+        if write:
+            framework.record(layer, population.mean, measured, count)
+    return Gaps(type(model).__name__, write, count, tuple(gaps), tuple(left))
+
+
+class _Pass:
+    """Populations of what some batch norms see while the batches go through the model."""
+
+    def __init__(self, framework: Recalibrates, wanted: dict[int, Any], names: dict[int, str]) -> None:
+        self.framework, self.wanted, self.names = framework, wanted, names
+        #: In the order in which the layers were called first.
+        self.populations: dict[int, Population] = {}
+        self.settled: set[int] = set()
+
+    def over(self, source: Batches, start: Any, model: Any, call: Call) -> int:
+        """All batches; returns how many there were."""
+        self.populations.clear()
+        count = 0
+        with self.framework.watch(self.wanted.values(), self._see):
+            for self.batch in source.once(start(source.length)):
+                count += 1
+                self.count = count
+                call(model, self.batch)
+        return count
+
+    def _see(self, layer: Any, population: Population) -> bool:
+        if id(layer) in self.settled:
+            return False
+        if population.count and not (np.isfinite(population.mean).all() and np.isfinite(population.m2).all()):
+            name = self.names[id(layer)] or "the model"
+            raise ValueError(f"batch {self.count} brings {name} values whose mean or variance is not finite.")
+        self.populations[id(layer)] = self.populations.get(id(layer), Population()).merge(population)
+        return True
+
+
+def _one_by_one(seen: _Pass, source: Batches, start: Any, model: Any, call: Call) -> dict[int, Population]:
+    """Settle the first layer that is called, and go over the batches again for the next."""
+    settled: dict[int, Population] = {}
+    for key in list(seen.populations):
+        if settled:
+            seen.over(source, start, model, call)
+        settled[key] = population = seen.populations[key]
+        seen.settled.add(key)
+        seen.framework.record(seen.wanted[key], population.mean, population.var(unbiased=False), 0)
+    return settled

@@ -1,0 +1,30 @@
+"""Counts, means and sums of squared deviations of parts, merged to those of the whole."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+Array = Any
+
+
+class Population(NamedTuple):
+    """Of some values of each channel: how many there are, their mean, and the sum of squares of what they are from it.
+
+    Arrays of one length in float64: with the operators of arrays, in any library that has it.
+    """
+
+    count: int = 0  # type: ignore[assignment]  # in place of tuple.count
+    mean: Array = 0.0
+    m2: Array = 0.0
+
+    def merge(self, other: Population) -> Population:
+        """Those of both: ``m2 + m2' + (mean' - mean)² n n' / (n + n')``."""
+        count = self.count + other.count
+        if not count:
+            return self
+        apart, share = other.mean - self.mean, other.count / count
+        return Population(count, self.mean + apart * share, self.m2 + other.m2 + apart * apart * (self.count * share))
+
+    def var(self, unbiased: bool) -> Array:
+        """``m2 / n``, or ``m2 / (n - 1)``; that of one value is zero."""
+        return self.m2 / max(self.count - unbiased, 1)
