@@ -12,7 +12,7 @@ from normkit.conformance.tolerances import tolerance, units
 if not kernels.info()["built"]:
     pytest.skip("the kernels are not built into this installation", allow_module_level=True)
 
-SERVED = ("numpy", "torch")
+SERVED = ("numpy", "torch", "tensorflow")
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Fused CPU kernels for NumPy and PyTorch, and the one place that decides when they serve a call.
+"""Fused CPU kernels for NumPy, PyTorch and TensorFlow, and the one place that decides when they serve a call.
 
 ``NORMKIT_KERNELS`` is ``1`` (the default: wherever they are of use), ``0`` (never) or ``require`` (a call that they
 cannot serve raises; gradients of gradients, and what a compiler traces, are made of plain operations in any mode).
@@ -110,7 +110,10 @@ def batch_stats(plan: Plan, stats: Array | None) -> BatchStats | None:
     """The packed statistics as they leave :func:`normkit.batch_norm_train`; ``None`` for every other layer."""
     if stats is None or plan.layer != "batch_norm_train":
         return None
-    return BatchStats((stats[0] + stats[1]).reshape(plan.stats_shape), stats[2].reshape(plan.stats_shape), plan.count)
+    library = library_of(type(stats))
+    mean, var = (library.statistics(stats, *plan.stats_shape, ()) for _ in range(2))
+    _kernels.batch_stats(*library.exported((stats, mean, var)))
+    return BatchStats(mean, var, plan.count)
 
 
 class _Found(NamedTuple):

@@ -28,6 +28,10 @@ def _find(kind: type):
     torch = sys.modules.get("torch")
     if torch is not None and kind in (torch.Tensor, torch.nn.Parameter):
         return TorchArrays(torch)
+    if kind.__module__.startswith("tensorflow.") and kind.__name__ == "EagerTensor":
+        from normkit.backends.tensorflow.memory import TensorflowArrays
+
+        return TensorflowArrays()
     return None
 
 
@@ -146,7 +150,7 @@ class TorchArrays:
     def statistics(self, x: Array, rows: int, shape: tuple[int, ...]) -> Array:
         """Room for the packed statistics, in the accumulation dtype."""
         torch = self.torch
-        return torch.empty((rows, *shape), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+        return x.new_empty((rows, *shape), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
     def exported(self, arrays):
         """The arrays as the extension takes them."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import record
 
 from normkit.backends import kernels
 from normkit.backends.protocol import Array, ArrayBackend
@@ -32,7 +33,7 @@ WIDE = Habits(wide=True)
 GRAPH = Habits(longest=64, rescue=rescue_by_cond)
 
 #: The type of tensors that have values; tf.Tensor is that of symbolic ones too.
-EagerTensor = type(tf.constant(0))
+EagerTensor = tf.__internal__.EagerTensor
 
 
 class TensorflowBackend(ArrayBackend):
@@ -65,12 +66,26 @@ class TensorflowBackend(ArrayBackend):
         return min(float(x.numpy().astype("f8", copy=False).min()), 0.0)
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
+        served = False
+        if _eager(operands):
+            operands = _read(operands)
+            served = kernels.accelerates(plan, operands)
+        if served and not record.could_possibly_record():
+            y, packed = kernels.forward(plan, operands, save=plan.layer == "batch_norm_train")
+            return y, kernels.batch_stats(plan, packed)
         names = tuple(name for name, a in zip(Operands._fields, operands, strict=True) if a is not None)
-        y, *stats = _normalizer(plan, names)(*(a for a in operands if a is not None))
+        arrays = (a for a in operands if a is not None)
+        if served:
+            y, *stats = _fused(plan, names)(*arrays)
+            return y, BatchStats(stats[0], stats[1], plan.count) if stats else None
+        y, *stats = _normalizer(plan, names)(*arrays)
         return y, BatchStats(*stats) if stats else None
 
     def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
-        operands = Operands(*(None if a is None else tf.convert_to_tensor(a) for a in operands))
+        eager, operands = _eager(operands), _read(operands)
+        if eager and kernels.accelerates(plan, operands):
+            y, packed = kernels.forward(plan, operands)
+            return y, kernels.batch_stats(plan, packed), lambda dy: kernels.vjp(plan, operands, packed, dy)
         habits = _habits(plan, operands.x)
         y, used = forward(namespace, plan, operands, habits, count=_count(plan, operands.x))
 
@@ -101,6 +116,39 @@ def _normalizer(plan: Plan, names: tuple[str, ...]) -> Callable:
         return (y, *map(tf.stop_gradient, stats or ())), gradient
 
     return lambda *arrays: normalize(*map(tf.convert_to_tensor, arrays))
+
+
+# As _normalizer, by the kernels. Only where a tape may want the gradient: the wrapper costs ten times a small kernel.
+@functools.lru_cache(maxsize=4096)
+def _fused(plan: Plan, names: tuple[str, ...]) -> Callable:
+    @tf.custom_gradient
+    def normalize(*arrays):
+        operands = Operands(**dict(zip(names, arrays, strict=True)))
+        y, packed = kernels.forward(plan, operands)
+
+        def gradient(dy, *_):
+            if type(dy) is EagerTensor and not record.could_possibly_record():
+                found = kernels.vjp(plan, operands, packed, dy)
+            else:
+                # A gradient of this gradient is wanted: the moments are part of what is differentiated.
+                used = forward(namespace, plan, operands, _habits(plan, operands.x))[1]
+                found = vjp(namespace, plan, operands, used, dy, WIDE)
+            return [getattr(found, name) for name in names]
+
+        return (y, *(kernels.batch_stats(plan, packed) or ())[:2]), gradient
+
+    return normalize
+
+
+def _eager(operands: Operands) -> bool:
+    """Whether the arrays have values now."""
+    kinds = {type(a) for a in operands} - {EagerTensor, type(None)}
+    return all(issubclass(kind, tf.Variable) for kind in kinds) and tf.executing_eagerly()
+
+
+def _read(operands: Operands) -> Operands:
+    """Tensors in place of variables."""
+    return Operands(*(a if a is None or type(a) is EagerTensor else tf.convert_to_tensor(a) for a in operands))
 
 
 def _on_host(x: Array) -> bool:

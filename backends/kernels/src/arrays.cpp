@@ -80,8 +80,8 @@ bool Array::open(PyObject *object, const char *name, bool written) {
   if (object == Py_None) return true;
   if (const dlpack::Exchange *api = exchange_of(object)) return open_dlpack(object, name, api);
   if (PyObject_CheckBuffer(object)) return open_buffer(object, name, written);
-  if (PyCapsule_IsValid(object, "dltensor"))
-    return open_tensor(*static_cast<dlpack::Tensor *>(PyCapsule_GetPointer(object, "dltensor")), name);
+  if (PyCapsule_IsValid(object, dlpack::kName))
+    return open_tensor(*static_cast<dlpack::Tensor *>(PyCapsule_GetPointer(object, dlpack::kName)), name);
   PyErr_Format(PyExc_TypeError, "%s must have the buffer protocol or DLPack's C exchange API, or be a DLPack capsule; received %R.",
                name, Py_TYPE(object));
   return false;

@@ -31,4 +31,7 @@ class Array {
   Py_buffer hold_;
 };
 
+// A DLPack capsule of uninitialized memory in row-major order; null with a Python exception. In memory.cpp.
+PyObject *fresh_capsule(int type, int ndim, const int64_t *shape);
+
 }  // namespace normkit

@@ -1,4 +1,5 @@
-// The part of DLPack's C exchange API (major version 1) that is called here: a borrowed view of a tensor that Python holds.
+// The part of DLPack that is used here: capsules of tensors, and of the C exchange API (major version 1) a borrowed view of
+// a tensor that Python holds.
 #pragma once
 #include <cstdint>
 
@@ -17,6 +18,12 @@ struct Tensor {
   int64_t *shape, *strides;
   uint64_t byte_offset;
 };
+struct Managed {
+  Tensor tensor;
+  void *context;
+  void (*deleter)(Managed *);
+};
+constexpr const char *kName = "dltensor";  // of a capsule that nobody has taken yet
 constexpr int32_t kCpu = 1;
 constexpr uint8_t kFloat = 2, kBfloat = 4;
 

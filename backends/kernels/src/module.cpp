@@ -117,6 +117,40 @@ PyObject *call(PyObject *, PyObject *const *values, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
+// empty(type, *shape): the type is 0 float32, 1 float64, 2 float16, 3 bfloat16.
+PyObject *empty(PyObject *, PyObject *const *values, Py_ssize_t count) {
+  int64_t numbers[1 + 64];
+  if (count < 1 || count > 65) return PyErr_SetString(PyExc_TypeError, "empty takes a type and up to 64 lengths."), nullptr;
+  for (Py_ssize_t i = 0; i < count; ++i) numbers[i] = PyLong_AsLongLong(values[i]);
+  if (PyErr_Occurred()) return nullptr;
+  if (numbers[0] < F32 || numbers[0] > BF16) return PyErr_Format(PyExc_ValueError, "There is no type %lld.", (long long)numbers[0]);
+  return fresh_capsule(int(numbers[0]), int(count - 1), numbers + 1);
+}
+
+template <class T> void take_out(const Array &stats, const Array &mean, const Array &var) {
+  const T *from = static_cast<const T *>(stats.data);
+  for (int64_t i = 0, n = mean.count; i < n; ++i) {
+    static_cast<T *>(mean.data)[i] = from[i] + from[n + i];
+    static_cast<T *>(var.data)[i] = from[2 * n + i];
+  }
+}
+
+// batch_stats(stats, mean, var): mean and variance, out of the packed statistics of a centred layer.
+PyObject *batch_stats(PyObject *, PyObject *const *values, Py_ssize_t count) {
+  Array arrays[3];
+  if (count != 3) return PyErr_SetString(PyExc_TypeError, "batch_stats takes stats, mean and var."), nullptr;
+  const char *names[] = {"stats", "mean", "var"};
+  for (int i = 0; i < 3; ++i) {
+    if (!arrays[i].open(values[i], names[i], i > 0)) return nullptr;
+    if (!arrays[i].data || arrays[i].type != arrays[0].type || arrays[i].count != (i ? arrays[0].count / 4 : arrays[0].count / 4 * 4))
+      return PyErr_Format(PyExc_ValueError, "%s must have the dtype of stats and a fourth of its elements.", names[i]);
+  }
+  if (arrays[0].type == F64) take_out<double>(arrays[0], arrays[1], arrays[2]);
+  else if (arrays[0].type == F32) take_out<float>(arrays[0], arrays[1], arrays[2]);
+  else return PyErr_SetString(PyExc_TypeError, "stats must be float32 or float64."), nullptr;
+  Py_RETURN_NONE;
+}
+
 template <class Bits> bool any_negative(const void *data, int64_t count) {
   constexpr Bits sign = Bits(Bits(1) << (8 * sizeof(Bits) - 1));
   for (int64_t i = 0; i < count; ++i) {
@@ -166,6 +200,10 @@ PyMethodDef methods[] = {
     {"call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL,
      "call(backward, kind, outer, groups, channels, inner, eps, offset, center, x, dy, weight, bias, mean, var, out, stats, "
      "dweight, dbias, dmean, dvar): run one kernel; stats hold mean, residue, var, rstd, or var, rstd where not centred."},
+    {"batch_stats", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(batch_stats)), METH_FASTCALL,
+     "batch_stats(stats, mean, var): take mean (with its residue) and variance out of packed statistics."},
+    {"empty", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(empty)), METH_FASTCALL,
+     "empty(type, *shape): a DLPack capsule of uninitialized memory; 0 float32, 1 float64, 2 float16, 3 bfloat16."},
     {"negative", negative, METH_O, "Whether a value is negative; None where x is not a dense float array in host memory."},
     {"info", info, METH_NOARGS, "The instruction set and the threads in use."},
     {"served", counts, METH_NOARGS, "How many forward and backward calls kernels have served in this process."},
