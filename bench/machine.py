@@ -35,9 +35,14 @@ def describe(engines: Iterable[Engine]) -> dict[str, Any]:
         "versions": {"normkit": nk.__version__, **_versions(p for e in engines for p in e.packages)},
         "devices": {e.library.name: e.device() for e in engines},
         "threads": {e.library.name: threads for e in engines if (threads := e.threads()) is not None},
-        "kernels": kernels.info(),
+        "kernels": {e.library.name: kernels.info() for e in engines},
         "variables": {k: v for k, v in os.environ.items() if k.startswith("NORMKIT_") or k in LIMITS},
     }
+
+
+def merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Two descriptions in one, where each is of other libraries."""
+    return {**a, **{k: {**a.get(k, {}), **v} if isinstance(v, dict) else v for k, v in b.items()}}
 
 
 def free_memory() -> float:

@@ -120,6 +120,6 @@ def _title(report: Report) -> str:
     about = report.machine
     counts = sorted({row.threads for row in report.rows if row.threads})
     threads = f", {' and '.join(map(str, counts))} threads" if counts else ""
-    kernels = f", kernels {about['kernels']['instruction_set']}" if about["kernels"]["built"] else ""
+    kernels = next((f", kernels {k['instruction_set']}" for k in about["kernels"].values() if k["built"]), "")
     where = f"{about['processor']}{threads}{kernels}"
     return f"normkit {about['versions']['normkit']}, float32: time over the time of a copy ({where})"

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 SCHEMA = {"name": "normkit-bench", "version": 1}
 
+#: What a run is of: the table of workloads and all that goes with it, the rows with a goal, or sizes.
+WORKLOADS, GOALS, SWEEP = "workloads", "goals", "sweep"
+#: Seconds for one comparison with a goal.
+GOAL_SECONDS = 2.0
 #: Of a sweep: seconds for one comparison, its passes, and bytes for each byte of x that must be free (NumPy's plain
 #: path and the making of x are in float64), with fewer rounds from so many bytes on.
 SWEEP_SECONDS, SWEEP_DIRECTIONS = 0.25, ("forward", "backward")
@@ -33,13 +37,15 @@ class Report:
     """All figures, and where they come from."""
 
     machine: dict[str, Any]
-    sweep: bool = False
+    kind: str = WORKLOADS
     rows: list[Row] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     alternations: list[Alternation] = field(default_factory=list)
     pages: list[Pages] = field(default_factory=list)
     #: What was not run, and why.
     left_out: dict[str, str] = field(default_factory=dict)
+    #: Processes that ended early, and how.
+    died: dict[str, str] = field(default_factory=dict)
     #: Whether this is the whole run: one that is cut off leaves what it had.
     complete: bool = False
 
@@ -57,12 +63,16 @@ class Report:
         """Everything, ready for JSON."""
         found = {"schema": SCHEMA, **dataclasses.asdict(self)}
         for row, plain in zip(self.rows, found["rows"], strict=True):
-            plain["goal"], plain["met"] = row.goal and str(row.goal), row.met
+            for bound, met in {"goal": row.met, "limit": row.within}.items():
+                plain[bound] = row.goal and row.goal.text(getattr(row.goal, bound))
+                plain[f"{bound}_met"] = met
         return found
 
     @classmethod
     def loaded(cls, found: dict[str, Any]) -> Report:
         """The report that :meth:`json` was of."""
+        if found.get("schema") != SCHEMA:
+            raise ValueError("it is none of normkit bench --json")
         kinds = {"rows": Row, "calls": Call, "alternations": Alternation, "pages": Pages}
         made = {name: [_made(kind, item) for item in found[name]] for name, kind in kinds.items()}
         rest = {f.name: found[f.name] for f in dataclasses.fields(cls) if f.name not in kinds}
@@ -73,13 +83,14 @@ class Report:
         for name in ("rows", "calls", "alternations", "pages"):
             getattr(self, name).extend(getattr(other, name))
         self.left_out |= other.left_out
-        self.machine = self.machine | other.machine
+        self.died |= other.died
+        self.machine = machine.merged(self.machine, other.machine)
 
     def summary(self) -> list[str]:
         """Sentences: the geometric mean of the speedups by library and mode, what threads bring, and the goals."""
         groups: dict[tuple, list[float]] = {}
         for row in self.rows:
-            if row.speedup and not self.sweep:
+            if row.speedup and self.kind == WORKLOADS:
                 groups.setdefault((row.library, row.mode, row.native, row.threads), []).append(row.speedup.median)
         several = len({threads for *_, threads in groups}) > 1
         said = [
@@ -110,14 +121,19 @@ class Report:
         rows = [row for row in self.goals if row.met is not None]
         if not rows:
             return []
-        met = sum(bool(row.met) for row in rows)
-        said = [f"goals: {met} of {len(rows)} met"]
-        if speedups := [row.speedup.median for row in rows if row.speedup]:
-            mean = geometric(speedups)
+        met, within = sum(bool(row.met) for row in rows), sum(bool(row.within) for row in rows)
+        said = [f"goals: {met} of {len(rows)} reached; limits: {within} of {len(rows)} kept"]
+        speedups: dict[str, list[float]] = {}
+        for row in rows:
+            if row.speedup:
+                speedups.setdefault(row.library, []).append(row.speedup.median)
+        if every := [ratio for ratios in speedups.values() for ratio in ratios]:
+            mean = geometric(every)
             mark = "✓" if mean >= goals.OVERALL else "✗"
+            each = ", ".join(f"{library} {geometric(ratios):.2f}" for library, ratios in speedups.items())
             said.append(
-                f"geometric mean of the {len(speedups)} rows with a goal: {mean:.2f} times as fast as native "
-                f"(≥ {goals.OVERALL:g} {mark})"
+                f"geometric mean of the {len(every)} rows with a goal: {mean:.2f} times as fast as native "
+                f"(≥ {goals.OVERALL:g} {mark}); {each}"
             )
         return said
 
@@ -125,8 +141,8 @@ class Report:
 def run(
     backends: Sequence[str] | None = None,
     *,
+    kind: str = WORKLOADS,
     quick: bool = False,
-    sweep: bool = False,
     workloads: Iterable[Workload] | None = None,
     named: Sequence[str] = (),
     dtypes: Sequence[str] | None = None,
@@ -141,8 +157,8 @@ def run(
     Parameters
     ----------
     backends : names of libraries; asking for one that is missing raises
+    kind : "workloads", "goals" for those passes alone that have a goal, or "sweep" for sizes from 1 KB to 512 MB
     quick : fewer workloads and rounds, float32
-    sweep : sizes from 1 KB to 512 MB instead of the workloads
     workloads, dtypes, modes : only these; a mode is "eager" or what :attr:`Library.modes` lists, or "compiled" for all
         of those
     named : only workloads with one of these in their names, and nothing besides them
@@ -163,18 +179,21 @@ def run(
         A backend that was asked for is not installed.
     """
     found = rows.chosen(backends, device)
-    if sweep:
+    if kind == SWEEP:
         workloads = swept(quick)
-        seconds = SWEEP_SECONDS if seconds is None else seconds
         dtypes = dtypes or ("float32",)
-    todo = list(rows.jobs(found, quick=quick, workloads=workloads, dtypes=dtypes, modes=modes, sweep=sweep))
+    todo = list(rows.jobs(found, quick=quick, workloads=workloads, dtypes=dtypes, modes=modes, sweep=kind == SWEEP))
+    if kind == GOALS:
+        todo = [job for job in todo if job.directions]
     if named:
-        todo = [job for job in todo if any(name.lower() in str(job.workload).lower() for name in named)]
-        if not todo:
+        fitting = [w for w in rows.selected(workloads, quick) if any(name.lower() in w.name.lower() for name in named)]
+        if not fitting:
             raise ValueError(f"No workload has {' or '.join(map(repr, named))} in its name.")
-    seconds = (QUICK_SECONDS if quick else SECONDS) if seconds is None else seconds
-    report = Report(machine.describe(found), sweep)
-    extras = not (sweep or named or workloads is not None)
+        todo = [job for job in todo if job.workload in fitting]
+    if seconds is None:
+        seconds = QUICK_SECONDS if quick else {WORKLOADS: SECONDS, GOALS: GOAL_SECONDS, SWEEP: SWEEP_SECONDS}[kind]
+    report = Report(machine.describe(found), kind)
+    extras = kind == WORKLOADS and not named and workloads is None
     with _progress(console, len(todo) + extras * (2 + (not quick)) * len(found)) as step:
         for job in todo:
             step(str(job))
@@ -200,8 +219,8 @@ def run(
 
 
 def _add(report: Report, job: rows.Job, seconds: float) -> None:
-    if not report.sweep:
-        report.rows += rows.measure(job, DIRECTIONS, seconds)
+    if report.kind != SWEEP:
+        report.rows += rows.measure(job, DIRECTIONS if report.kind == WORKLOADS else job.directions, seconds)
         return
     size = 4 * job.workload.elements
     if size * SWEEP_MEMORY > machine.free_memory():

@@ -77,22 +77,27 @@ class Row:
 
     @property
     def goal(self) -> goals.Goal | None:
-        """What the row is to reach, where that is written down."""
+        """What the row is to reach, where that is written down for so many threads."""
+        if self.threads not in (None, goals.THREADS):
+            return None
         return goals.goal(self.library, self.workload, self.direction, self.dtype, self.mode, self.native)
 
     @property
     def met(self) -> bool | None:
         """Whether it does; ``None`` where there is no goal or no figure."""
+        return self._met("goal")
+
+    @property
+    def within(self) -> bool | None:
+        """Whether it is at least within the limit."""
+        return self._met("limit")
+
+    def _met(self, bound: str) -> bool | None:
         goal = self.goal
-        if goal is None or self.time is None:
+        if goal is None:
             return None
-        figures = {
-            "floor": self.to_floor and self.to_floor.median,
-            "native": self.speedup and self.speedup.median,
-            "seconds": self.time.median,
-        }
-        figure = figures[goal.over]
-        return None if figure is None else goal.met(figure)
+        spread = {"floor": self.to_floor, "native": self.speedup, "seconds": self.time}[goal.over]
+        return spread and goal.met(spread.median, getattr(goal, bound))
 
 
 @dataclass(frozen=True)
@@ -113,17 +118,27 @@ class Job:
     dtype: str
     mode: str
 
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """The passes that have a goal."""
+        return goals.directions(self.engine.library.name, self.workload.name, self.dtype, self.mode)
+
     def __str__(self) -> str:
         return f"{self.engine.library.name} {self.workload} {self.dtype} {self.mode}"
 
 
-def chosen(backends: Sequence[str] | None = None, device: str | None = None) -> list[Engine]:
-    """The engines of the libraries that are asked for, or that are installed; PyTorch is imported before TensorFlow."""
-    names = backends or [name for name in LIBRARIES if libraries.installed(name)]
-    for name in names:
+def names(backends: Sequence[str] | None = None) -> list[str]:
+    """The libraries that are asked for, or that are installed; PyTorch comes before TensorFlow."""
+    for name in backends or ():
         if name not in LIBRARIES:
             raise ValueError(f"There is no benchmark of {name!r}; there are: {', '.join(LIBRARIES)}.")
-    found = [engines.engine(libraries.library(name).name) for name in LIBRARIES if name in names]
+        libraries.library(name)
+    return [name for name in LIBRARIES if (name in backends if backends else libraries.installed(name))]
+
+
+def chosen(backends: Sequence[str] | None = None, device: str | None = None) -> list[Engine]:
+    """The engines of the libraries that are asked for, or that are installed; these are imported."""
+    found = [engines.engine(name) for name in names(backends)]
     with natives.quiet():
         for engine in found:
             assert engine.library.xp
@@ -131,6 +146,11 @@ def chosen(backends: Sequence[str] | None = None, device: str | None = None) -> 
                 engine.use(device)
             natives.of(engine.library.name)
     return found
+
+
+def selected(workloads: Iterable[Workload] | None, quick: bool) -> tuple[Workload, ...]:
+    """The workloads that are asked for, by default the table."""
+    return tuple(workloads) if workloads is not None else QUICK if quick else WORKLOADS
 
 
 def jobs(
@@ -143,9 +163,8 @@ def jobs(
     sweep: bool = False,
 ) -> Iterator[Job]:
     """What there is to time; compiled modes where the workload says so, in a sweep where the library lives by them."""
-    selected = tuple(workloads) if workloads is not None else QUICK if quick else WORKLOADS
     for engine in found:
-        for workload in selected:
+        for workload in selected(workloads, quick):
             for dtype in workload.dtypes[:1] if quick else workload.dtypes:
                 for mode in engine.modes:
                     wanted = modes is None or mode in modes or (mode != EAGER and "compiled" in modes)

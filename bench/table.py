@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-from normkit.bench import rows
-from normkit.bench.report import Report
+from normkit.bench import cells, goal_table, rows
+from normkit.bench.report import GOALS, SWEEP, Report
 from normkit.bench.rows import Row
-from normkit.bench.timing import Spread
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,11 +17,10 @@ if TYPE_CHECKING:
 
 #: From this width on, there is room for every time.
 WIDE = 124
-PASSES = {"forward": "fwd", "backward": "bwd", "both": "f+b"}
 LEGEND = (
     "path: what served normkit, a fused kernel or the library's operations (plain). ±: half the quartiles' distance. "
-    "over floor: over the time of moving {moved} once, half a copy each. plain ×, native ×: their "
-    "time over normkit's."
+    "over floor: over the time of moving x, y (and dy, dx) once, half a copy each. plain ×, native ×: "
+    "their time over normkit's."
 )
 SWEEP_LEGEND = "× copy: the time over that of copying x into memory that is there; forward moves 2 tensors, backward 3."
 EFFECTS_LEGEND = "excess: what a pair takes over the sum of its parts. × copy: over a copy into memory that is there."
@@ -34,8 +32,12 @@ def show(console: Console, report: Report) -> None:
         console.print(f"[bold]{escape(title)}[/]")
         console.print(table)
         console.print()
+    if not report.rows:
+        console.print("Nothing was timed: no workload fits these options in these libraries.")
     for line in [*_legends(report), *_reasons(report)]:
         console.print(f"[dim]{escape(line)}[/]")
+    for what, how in report.died.items():
+        console.print(f"[red]{escape(f'broken: {what}: {how}')}[/]")
     for row in report.broken:
         place = f"{row.library} {row.workload} {row.dtype} {row.direction} {row.mode}"
         console.print(f"[red]{escape(f'broken: {place}: {row.error}')}[/]")
@@ -46,10 +48,12 @@ def show(console: Console, report: Report) -> None:
 
 def tables(report: Report, width: int = 80) -> list[tuple[str, Table]]:
     """A table with its title for each library, mode and number of threads, and one for each effect."""
+    if report.kind == GOALS:
+        return [(goal_table.where(report), goal_table.drawn(report))]
     groups: dict[tuple, list[Row]] = {}
     for row in report.rows:
         groups.setdefault((row.library, row.mode, row.threads), []).append(row)
-    draw = _sweep if report.sweep else _workloads
+    draw = _sweep if report.kind == SWEEP else _workloads
     found = [(_title(report, *key), draw(group, width >= WIDE)) for key, group in groups.items()]
     if report.calls:
         found.append(("checks, plan and dispatch, before the first array operation", _calls(report)))
@@ -63,7 +67,7 @@ def tables(report: Report, width: int = 80) -> list[tuple[str, Table]]:
 
 
 def _title(report: Report, library: str, mode: str, threads: int | None) -> str:
-    versions, kernels = report.machine["versions"], report.machine["kernels"]
+    versions, kernels = report.machine["versions"], report.machine["kernels"][library]
     parts = [f"{library} {versions.get(library, '')}".rstrip() + f", {mode}", report.machine["devices"][library]]
     parts += [f"{threads} thread{'s' * (threads != 1)}"] if threads else []
     parts.append(f"kernels {kernels['instruction_set']}" if kernels["built"] else "no kernels built")
@@ -74,21 +78,21 @@ def _workloads(group: Sequence[Row], wide: bool) -> Table:
     headings = ["workload", "", "path", ">time", ">±", ">over\nfloor", ">plain\n×", ">native\n×", ">goal"]
     if wide:
         headings = [*headings, ">copy", ">plain", ">native", ">native/\nfloor", "native layer"]
-    table = _grid(headings)
+    table = cells.grid(headings)
     before = None
     for row in group:
-        name = row.workload + (" bf16" if row.dtype == "bfloat16" else " " + row.dtype * (row.dtype != "float32"))
+        name = goal_table.workload(row)
         key = (name, row.direction)
         if before is not None and before[0] != name:
             table.add_section()
         again = before == key
         first = f"  than {row.native}" if again else name if before is None or before[0] != name else ""
-        cells = [first, PASSES[row.direction], *_own(row, again), _speedup(row.speedup), _goal(row)]
+        line = [first, cells.PASSES[row.direction], *_own(row, again), cells.speedup(row.speedup), _goal(row)]
         if wide:
-            times = ["" if again else _time(row.copy_time), "" if again else _time(row.plain_time)]
-            floor = "" if row.small else _ratio(row.native_to_floor)
-            cells += [*times, _time(row.native_time), floor, row.native if row.native_time else ""]
-        table.add_row(*cells)
+            times = ["" if again else cells.time(row.copy_time), "" if again else cells.time(row.plain_time)]
+            floor = "" if row.small else cells.ratio(row.native_to_floor)
+            line += [*times, cells.time(row.native_time), floor, row.native if row.native_time else ""]
+        table.add_row(*line)
         before = key
     return table
 
@@ -100,18 +104,20 @@ def _own(row: Row, again: bool) -> list[str]:
     if row.error:
         return ["", "[red]broken[/]", "", "", ""]
     spread = "" if row.time is None else f"{50 * (row.time.high - row.time.low) / row.time.median:.0f}%"
-    return [_path(row.path), _time(row.time), spread, "" if row.small else _ratio(row.to_floor), _speedup(row.gain)]
-
-
-def _path(path: str) -> str:
-    return f"[dim]{path}[/]" if path == "plain" else f"[yellow]{path}[/]" if path == "mixed" else path
+    return [
+        cells.path(row.path),
+        cells.time(row.time),
+        spread,
+        "" if row.small else cells.ratio(row.to_floor),
+        cells.speedup(row.gain),
+    ]
 
 
 def _goal(row: Row) -> str:
     if row.goal is None:
         return ""
     mark = {True: "[green]✓[/]", False: "[red]✗[/]", None: " "}[row.met]
-    return f"{row.goal} {mark}"
+    return f"{row.goal.text(row.goal.goal)} {mark}"
 
 
 def _sweep(group: Sequence[Row], wide: bool) -> Table:
@@ -126,7 +132,7 @@ def _sweep(group: Sequence[Row], wide: bool) -> Table:
         ">plain\n× copy",
         ">native\n× copy",
     ]
-    table = _grid(headings + ["native layer"] * wide)
+    table = cells.grid(headings + ["native layer"] * wide)
     before = None
     order = {"layer_norm": 0, "batch_norm_train": 1}
     for row in sorted(group, key=lambda r: (order[r.layer], r.direction != "forward")):
@@ -134,10 +140,17 @@ def _sweep(group: Sequence[Row], wide: bool) -> Table:
         if before not in (None, key):
             table.add_section()
         label = "LN" if row.layer == "layer_norm" else "BN train"
-        cells = [_size(row), label, PASSES[row.direction], _path(row.path), _time(row.copy_time), _time(row.time)]
-        cells += [_ratio(row.over_copy(r)) for r in (row.to_floor, row.plain_to_floor, row.native_to_floor)]
-        cells += [row.native if row.native_time else ""] * wide
-        table.add_row(*cells)
+        line = [
+            _size(row),
+            label,
+            cells.PASSES[row.direction],
+            cells.path(row.path),
+            cells.time(row.copy_time),
+            cells.time(row.time),
+        ]
+        line += [cells.ratio(row.over_copy(r)) for r in (row.to_floor, row.plain_to_floor, row.native_to_floor)]
+        line += [row.native if row.native_time else ""] * wide
+        table.add_row(*line)
         before = key
     return table
 
@@ -148,24 +161,24 @@ def _size(row: Row) -> str:
 
 def _calls(report: Report) -> Table:
     libraries = list(dict.fromkeys(call.library for call in report.calls))
-    table = _grid(["layer", *(f">{name}" for name in libraries)])
+    table = cells.grid(["layer", *(f">{name}" for name in libraries)])
     times = {(call.layer, call.library): call.time for call in report.calls}
     for layer in dict.fromkeys(call.layer for call in report.calls):
-        table.add_row(layer, *(_time(times.get((layer, name))) for name in libraries))
+        table.add_row(layer, *(cells.time(times.get((layer, name))) for name in libraries))
     return table
 
 
 def _alternations(report: Report) -> Table:
     headings = ["library", "", "path", ">threads", ">alone", ">x * 2", ">pair", ">excess", ">±"]
-    table = _grid(headings)
+    table = cells.grid(headings)
     for found in report.alternations:
         excess = found.excess
         table.add_row(
             found.library if found.contender == rows.OWN else "",
             found.contender,
-            _path(found.path),
+            cells.path(found.path),
             str(found.threads or ""),
-            *map(_time, (found.time, found.double_time, found.pair_time)),
+            *map(cells.time, (found.time, found.double_time, found.pair_time)),
             f"{excess.median * 1e6:.1f} µs",
             f"{50 * (excess.high - excess.low) / found.pair_time.median:.0f}%",
         )
@@ -174,20 +187,20 @@ def _alternations(report: Report) -> Table:
 
 def _pages(report: Report) -> Table:
     headings = ["library", "output", "huge pages", ">copy", ">normkit", ">× copy", ">native", ">× copy"]
-    table = _grid(headings)
+    table = cells.grid(headings)
     before = None
     for found in report.pages:
-        cells = [_time(found.copy_time), _time(found.time), _ratio(found.to_copy)]
-        cells += [_time(found.native_time), _ratio(found.native_to_copy)]
+        line = [cells.time(found.copy_time), cells.time(found.time), cells.ratio(found.to_copy)]
+        line += [cells.time(found.native_time), cells.ratio(found.native_to_copy)]
         name = "" if before == found.library else found.library
-        table.add_row(name, found.output, "on" if found.hugepages else "off", *cells)
+        table.add_row(name, found.output, "on" if found.hugepages else "off", *line)
         before = found.library
     return table
 
 
 def _legends(report: Report) -> list[str]:
-    said = [SWEEP_LEGEND] if report.sweep else [LEGEND.format(moved="x, y (and dy, dx)")] if report.rows else []
-    return said + ([EFFECTS_LEGEND] if report.alternations or report.pages else [])
+    legend = {SWEEP: SWEEP_LEGEND, GOALS: goal_table.LEGEND}.get(report.kind, LEGEND)
+    return [legend] * bool(report.rows) + ([EFFECTS_LEGEND] if report.alternations or report.pages else [])
 
 
 def _reasons(report: Report) -> list[str]:
@@ -201,39 +214,3 @@ def _reasons(report: Report) -> list[str]:
         for (library, reason), names in missing.items()
     ]
     return said + [f"left out: {what}: {why}" for what, why in report.left_out.items()]
-
-
-def _grid(headings: Iterable[str]) -> Table:
-    """An empty table; a heading that starts with > is of numbers."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 0), show_edge=False, pad_edge=False, header_style="dim")
-    for heading in headings:
-        number = heading.startswith(">")
-        table.add_column(heading.removeprefix(">"), justify="right" if number else "left", no_wrap=True)
-    return table
-
-
-def _time(time: Spread | None) -> str:
-    """Three digits and a unit."""
-    if time is None:
-        return "–"
-    scale, unit = next((c for c in ((1.0, "s"), (1e3, "ms")) if time.median * c[0] >= 0.9995), (1e6, "µs"))
-    return f"{_short(time.median * scale)} {unit}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}"
-
-
-def _ratio(ratio: Spread | None) -> str:
-    return "–" if ratio is None else _short(ratio.median)
-
-
-def _speedup(speedup: Spread | None) -> str:
-    """Green where normkit is faster and red where it is slower, in all but a quarter of the rounds."""
-    if speedup is None:
-        return "–"
-    colour = "green" if speedup.low > 1 else "red" if speedup.high < 1 else "yellow"
-    return f"[{colour}]{_short(speedup.median)}[/]"

@@ -64,7 +64,7 @@ class Workload:
         return self.name
 
 
-#: 134 MB, which malloc maps anew in each call.
+#: 134 MB, as has BN train 64x64, which malloc maps anew in each call.
 LARGE = Workload("LN 32768x1024", "layer_norm", (32768, 1024))
 
 
@@ -85,6 +85,7 @@ def _table() -> tuple[Workload, ...]:
         Workload("LN 8192x768", "layer_norm", (8192, 768), dtypes=_ALL, quick=True, compiled=True),
         Workload("LN 2048x4096", "layer_norm", (2048, 4096)),
         LARGE,
+        Workload("BN train 64x64", "batch_norm_train", (32, 256, 64, 64), "NCHW"),
         Workload("LN 65536x64", "layer_norm", (65536, 64), dtypes=_ALL),
         Workload("RMS 8192x768", "rms_norm", (8192, 768), dtypes=_ALL, quick=True, compiled=True),
         Workload("RMS 2048x4096", "rms_norm", (2048, 4096)),

@@ -151,7 +151,7 @@ def run(names: Sequence[str] = (), *, quick: bool = False, step: Step = lambda n
     for part in parts:
         outcome = outcomes[part]
         report.measurements += outcome.measurements
-        report.machine = _merged(report.machine, outcome.machine)
+        report.machine = machine.merged(report.machine, outcome.machine)
         if outcome.error:
             report.broken[part[0]] = outcome.error
     return report
@@ -221,10 +221,6 @@ def _measure(part: Part, quick: bool, sender: Connection) -> None:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _merged(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    return {**a, **{k: {**a.get(k, {}), **v} if isinstance(v, dict) else v for k, v in b.items()}}
 
 
 def _why_missing(name: str) -> str:

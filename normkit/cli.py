@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -94,26 +95,39 @@ def info(color: str) -> int:
 @click.option("--threads", multiple=True, type=click.IntRange(1), help="So many; may be repeated, to compare.")
 @click.option("--device", metavar="NAME", help="What PyTorch and JAX compute on, such as cuda.")
 @click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="For one comparison.")
+@click.option("--goals", is_flag=True, help="Only what has a goal, with two threads, in one table.")
 @click.option("--sweep", is_flag=True, help="Sizes from 1 KB to 512 MB instead of the workloads.")
+@click.option("--load", metavar="FILE", help="Show what --json has written; nothing is timed.")
 @click.option("--plot", metavar="FILE", help="Draw the sweep, as .svg or .png.")
+@click.option("--markdown", is_flag=True, help="Print what has a goal, as a table in Markdown.")
 @json_option
 @color_option
-def bench(path: str | None, color: str, plot: str | None, **options: Any) -> int:
+def bench(path: str | None, color: str, plot: str | None, markdown: bool, load: str | None, **options: Any) -> int:
     """Time every layer against the library's own, the plain path without kernels, and a copy.
 
-    Exit status: 0, 1 where normkit raised, 2 for a wrong call.
+    Exit status: 0, 1 where normkit raised, 2 for a wrong call. What was timed before an interruption is in the FILE of
+    --json, and --load shows it.
     """
     from normkit import _bench
     from normkit.bench import table
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with written(path) as write, _refusals():
+        if load is not None and (path or any(options.values())):
+            raise ValueError("--load times nothing: beside it there may be --plot, --markdown and --color.")
+        report = None if load is None else _bench.loaded(load)
+        kind = _bench.kind(options.pop("goals"), options.pop("sweep")) if report is None else report.kind
         if plot is not None:
-            _bench.check_plot(plot, sweep=options["sweep"])
-        report = _bench.run(**options, save=write, console=_bars())
-    table.show(console(color), report)
-    if plot is not None:
-        _bench.draw(report, plot)
-    return 1 if report.broken else 0
+            _bench.check_plot(plot, kind)
+        if report is None:
+            report = _bench.run(**options, kind=kind, save=write, console=_bars())
+        if markdown:
+            print(_bench.markdown(report))
+        else:
+            table.show(console(color), report)
+        if plot is not None:
+            _bench.draw(report, plot)
+    return 1 if report.broken or report.died else 0
 
 
 def _bars() -> Console | None:
