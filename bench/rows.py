@@ -97,7 +97,7 @@ class Row:
         if goal is None:
             return None
         spread = {"floor": self.to_floor, "native": self.speedup, "seconds": self.time}[goal.over]
-        return spread and goal.met(spread.median, getattr(goal, bound))
+        return None if spread is None else goal.met(spread.median, getattr(goal, bound))
 
 
 @dataclass(frozen=True)

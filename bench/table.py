@@ -34,6 +34,8 @@ def show(console: Console, report: Report) -> None:
         console.print()
     if not report.rows:
         console.print("Nothing was timed: no workload fits these options in these libraries.")
+    if not report.complete:
+        console.print("The run was cut off: what it had not come to is not here.")
     for line in [*_legends(report), *_reasons(report)]:
         console.print(f"[dim]{escape(line)}[/]")
     for what, how in report.died.items():

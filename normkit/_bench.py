@@ -46,7 +46,8 @@ def run(
         if set(threads) - {goals.THREADS}:
             raise ValueError(f"--goals are for {goals.THREADS} threads; received --threads {threads[0]}.")
         threads = [goals.THREADS]
-    parts = [(name, count) for count in threads or [None] for name in rows.names(names)]
+    counts: Sequence[int | None] = threads or [None]
+    parts = [(name, count) for count in counts for name in rows.names(names)]
     if len(parts) > 1:
         lists = {"--dtype": dtypes, "--mode": modes, "--workload": options.pop("named")}
         return _each(parts, kind, lists, options, save)
@@ -75,15 +76,14 @@ def _each(
                 status = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
             finally:  # what was measured is kept, also where the rest is cut off
                 if path.exists():
-                    found = loaded(str(path))
-                    total.add(found)
-                    total.complete = found.complete and (name, count) == parts[-1]
+                    total.add(loaded(str(path)))
                     save(total.json())
         if status == 2:
             raise SystemExit(2)  # it has said why
         if status not in (0, 1):
             total.died[f"{name}{f', --threads {count}' if count else ''}"] = f"its process ended with status {status}"
-            save(total.json())
+    total.complete = not total.died
+    save(total.json())
     return total
 
 
