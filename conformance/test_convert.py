@@ -9,7 +9,7 @@ import pytest
 
 import normkit as nk
 from normkit._convert import ConversionError, Momentum, Norm
-from normkit._convert.convert import convert_file
+from normkit._convert.conversion import convert_file
 from normkit._convert.framework import FRAMEWORKS, framework
 
 SETTINGS = {"eps": 1e-3, "momentum": 0.03}
@@ -183,7 +183,7 @@ def test_haiku_gets_a_counter_that_debiases_no_more():
         ({"to": "caffe"}, "There is no framework 'caffe'; there are: keras, "),
         ({"framework": "caffe"}, "There is no framework 'caffe'"),
         ({"framework": None}, "a mapping of arrays with framework=NAME"),
-        ({"settings": None}, "bn: eps of BatchNorm is not known, a file of arrays holds none"),
+        ({"settings": None}, "bn: eps of BatchNorm is not known, and arrays do not say it: give eps"),
         ({"settings": {"bn": {"eps": 1e-5}}}, "bn: momentum of BatchNorm is not known"),
         ({"settings": {"bn": SETTINGS, "ln": {"eps": 1e-5}}}, "settings name 'ln', and no layer with arrays"),
         ({"settings": {"bn": {**SETTINGS, "momentum": 1.5}}}, "bn: momentum must be in [0, 1]; received 1.5."),

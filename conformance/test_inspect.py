@@ -88,7 +88,7 @@ def test_a_file_says_what_it_is_or_looks_like_it(tmp_path):
     report = nk.inspect(tmp_path / "a.npz")
     assert report.framework == "torch"
     assert [(r.name, r.eps) for r in report.rows] == [("bn", None)]
-    assert report.unknown == ["ln.weight", "ln.bias"]
+    assert report.unknown == ["ln.bias", "ln.weight"]
     np.savez(tmp_path / "b.npz", something=np.ones(3))
     with pytest.raises(ConversionError, match="does not say which framework it comes from"):
         nk.inspect(tmp_path / "b.npz")

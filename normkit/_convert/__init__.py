@@ -1,6 +1,6 @@
 """Norm-layer state: moved between frameworks (``normkit.convert``) and looked at (``normkit.inspect``)."""
 
-from .convert import Conversion, convert
+from .conversion import Conversion, convert
 from .inspection import Finding, Inspection, inspect
 from .record import ConversionError, Momentum, Norm
 

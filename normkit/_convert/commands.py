@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import os
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from rich.text import Text
 
 from .. import _terminal
 from . import files
-from .convert import Conversion, convert_file, few
+from .conversion import Conversion, convert_file, few
 from .framework import FRAMEWORKS
 from .inspection import Inspection, inspect
 from .record import ConversionError
@@ -110,8 +111,9 @@ def inspect_command(source, origin, settings, path, color) -> int:
 
 @contextlib.contextmanager
 def _refusals() -> Iterator[None]:
-    """What cannot be read, converted or written is a wrong call. Keras reads files on the lightest of its backends."""
-    os.environ["KERAS_BACKEND"] = "numpy"
+    """What cannot be read, converted or written is a wrong call. Keras runs on the lightest backend that is there."""
+    backends = (name for name in ("jax", "torch", "tensorflow") if importlib.util.find_spec(name))
+    os.environ["KERAS_BACKEND"] = next(backends, "tensorflow")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -22,6 +22,7 @@ class Equinox(Framework):
     """``equinox.nn``: a layer, or a model; with batch norm, ``(model, state)``."""
 
     name = "equinox"
+    counters: ClassVar = ("counter",)
     sizes: ClassVar = ("shape", "channels", "input_size")
     has_files = False
     defaults: ClassVar = {name: {"eps": 1e-5} for name in KINDS}
@@ -134,6 +135,7 @@ class Equinox(Framework):
     def put(self, model: Any, natives: Mapping[str, Native]) -> Any:
         jax, jnp = self.imported("jax"), self.imported("jax.numpy")
         layers, state = _parts(model)
+        state = jax.tree_util.tree_map(lambda leaf: leaf, state)  # set() takes the old one away
         filled = {}
         for name, kind, layer in self._found(layers):
             if name not in natives:
@@ -160,7 +162,7 @@ def _fill(state: Any, layer: Any, native: Native, jnp: Any) -> Any:
         state = state.set(layer.ema_first_time_index, jnp.array(False))
         return state.set(layer.ema_state_index, pair)
     count = debiased(native.settings["momentum"], native.arrays["mean"].dtype)
-    state = state.set(layer.batch_counter, jnp.asarray(count, state.get(layer.batch_counter).dtype))
+    state = state.set(layer.batch_counter, state.get(layer.batch_counter) * 0 + count)  # of the same, weak type
     return state.set(layer.batch_state_index, pair)
 
 

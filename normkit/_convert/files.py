@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -83,7 +84,10 @@ def _pickled(path: Path) -> dict[str, Array]:
 
     torch = library("torch")
     with _broken(path, Exception):
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise ConversionError(f"{path} holds more than arrays: save the state_dict() of the model.") from None
     for key in ("state_dict", "model"):
         state = state[key] if isinstance(state, Mapping) and isinstance(state.get(key), Mapping) else state
     if not isinstance(state, Mapping):

@@ -38,6 +38,8 @@ class Framework:
     arrays: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     #: Arguments that say the lengths of the axes.
     sizes: ClassVar[tuple[str, ...]] = ()
+    #: Counts of batches, which are written if a source has them.
+    counters: ClassVar[tuple[str, ...]] = ()
     #: What the framework calls eps and momentum.
     eps_name = "eps"
     momentum_name = "momentum"
@@ -59,6 +61,10 @@ class Framework:
     def layers(self, model: Any) -> Iterator[tuple[str, Native]]:
         """The norm layers of a model by name, a shared one once."""
         raise NotImplementedError
+
+    def strangers(self, model: Any) -> dict[str, str]:
+        """What looks like a norm layer of the model and is not known, and why."""
+        return {}
 
     def make(self, native: Native) -> Any:
         """A layer of the framework, filled."""
@@ -93,9 +99,10 @@ class Framework:
         """An argument of a layer, which must be known."""
         if name not in native.settings:
             default = self.defaults.get(native.layer, {}).get(name)
+            usual = "" if default is None else f" ({self.name}'s is {default!r})"
             raise ConversionError(
-                f"{name} of {native.layer} is not known, a file of arrays holds none: give it, or ask for the "
-                f"defaults of {self.name} ({default!r})."
+                f"{name} of {native.layer} is not known, and arrays do not say it: give eps, momentum, settings or "
+                f"defaults{usual}."
             )
         return native.settings[name]
 
@@ -163,7 +170,7 @@ def framework_of(model: Any) -> Framework | None:
 def axes_of(axis: Any) -> tuple[int, ...]:
     """One axis or several as a tuple; parameters of axes in another order than x has them mean nothing elsewhere."""
     axes = tuple(axis) if isinstance(axis, list | tuple) else (axis,)
-    if not all(isinstance(a, int) for a in axes) or axes != tuple(sorted(axes)):
+    if not all(isinstance(a, int) for a in axes) or axes != tuple(sorted(axes)) or min(axes) < 0 <= max(axes):
         raise ConversionError(f"Axes are whole numbers of one sign, in ascending order; received {axis}.")
     return axes
 

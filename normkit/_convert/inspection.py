@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from . import files
-from .convert import few
+from .conversion import few
 from .framework import Framework, framework, framework_of
 from .record import Array, ConversionError, Momentum, Native
-from .source import Fallback, flattened, natives_of
+from .source import GIVE, Fallback, flattened, layers_of, natives_of
 
 HALF = ("float16", "bfloat16")
 #: A weight of new statistics above this one is more likely that of the old ones.
@@ -55,7 +55,7 @@ class Inspection:
     framework: str
     rows: list[Row] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    #: Arrays of a file that may belong to a norm layer, and nothing says so.
+    #: Arrays of a file that may belong to a norm layer, and layers of a model that look like one: nothing says it.
     unknown: list[str] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:
@@ -140,13 +140,15 @@ def _layers(model, name, settings) -> tuple[Framework, dict[str, Native], list[s
         content = files.read(Path(model), name)
         if content.model is not None:
             assert content.framework is not None
-            return content.framework, dict(content.framework.layers(content.model)), []
+            natives, strange = layers_of(content.framework, content.model)
+            return content.framework, natives, list(strange)
         reader, flat = content.framework or _likely(Path(model), content.arrays), content.arrays
         settings = {**content.settings, **settings}
     else:
         found = framework_of(model)
         if found is not None:
-            return found, dict(found.layers(model)), []
+            natives, strange = layers_of(found, model)
+            return found, natives, list(strange)
         if name is None:
             raise ConversionError(
                 f"inspect takes a model, arrays with framework=NAME, or a path; received {type(model).__name__}."
@@ -163,7 +165,7 @@ def _likely(path: Path, arrays: Mapping[str, Array]) -> Framework:
         groups, _ = framework(name).split(arrays)
         if any(framework(name).guess(group) for group in groups.values()):
             return framework(name)
-    raise ConversionError(f"{path} does not say which framework it comes from: give one.")
+    raise ConversionError(f"{path} does not say which framework it comes from: {GIVE}.")
 
 
 def names_of(reader: Framework, native: Native) -> Mapping[str, str]:

@@ -91,7 +91,7 @@ class Keras(Framework):
         if norm.weight is None and norm.bias is None:
             settings["lengths"] = norm.lengths
         if norm.kind == "batch_norm":
-            settings["momentum"] = old_momentum(norm, say, self.name, self._variance(settings, lambda *_: None))
+            settings["momentum"] = old_momentum(norm, say, self.name, self._variance(settings, say))
             return Native("BatchNormalization", settings, self.stored("BatchNormalization", norm))
         no_statistics(norm, self.name)
         if norm.kind == "layer_norm":
@@ -164,8 +164,7 @@ class Keras(Framework):
         assert kind is not None
         if not layer.built:
             raise ConversionError(f"Layer {layer.name!r} is not built: call the model once, or build() it.")
-        config = layer.get_config()
-        settings = {name: config[name] for name in _SETTINGS if name in config}
+        settings = {name: getattr(layer, name) for name in _SETTINGS if hasattr(layer, name)}
         settings["trainable"] = layer.trainable
         shape = self._shape(layer)
         if shape is not None:

@@ -24,6 +24,7 @@ class Normkit(Framework):
     """``normkit.BatchNorm`` and the others, on NumPy."""
 
     name = "normkit"
+    counters: ClassVar = ("num_batches_tracked",)
     sizes: ClassVar = ("normalized_shape", "num_channels", "num_features")
     defaults: ClassVar = {
         "BatchNorm": {"eps": 1e-5, "momentum": 0.9, "unbiased": True, "axis": 1},

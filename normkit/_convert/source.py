@@ -18,6 +18,8 @@ from .record import Array, ConversionError, Native
 
 #: Why an array of a file is left out.
 NO_NORM = "it belongs to no norm layer"
+#: What to do about a file that does not say where it comes from.
+GIVE = "give framework=NAME, or --from NAME"
 Settings = Mapping[str, Mapping[str, Any]]
 
 
@@ -57,15 +59,15 @@ def of(source, name, fallback: Fallback) -> tuple[Framework, dict[str, Native], 
     if isinstance(source, str | os.PathLike):
         content = files.read(Path(source), name)
         if content.framework is None:
-            raise ConversionError(f"{source} does not say which framework it comes from: give one.")
+            raise ConversionError(f"{source} does not say which framework it comes from: {GIVE}.")
         if content.model is not None:
-            return content.framework, dict(content.framework.layers(content.model)), {}
+            return content.framework, *layers_of(content.framework, content.model)
         return content.framework, *natives_of(content.framework, content.arrays, fallback.over(content.settings))
     reader = framework_of(source)
     if reader is not None:
         if name not in (None, reader.name):
             raise ConversionError(f"framework is {name!r}, and the source is of {reader.name}.")
-        return reader, dict(reader.layers(source)), {}
+        return reader, *layers_of(reader, source)
     if name is None:
         raise ConversionError(
             f"The source is a model, a mapping of arrays with framework=NAME, or a path; received "
@@ -73,6 +75,11 @@ def of(source, name, fallback: Fallback) -> tuple[Framework, dict[str, Native], 
         )
     reader = framework(name)
     return reader, *natives_of(reader, flattened(reader, source), fallback)
+
+
+def layers_of(reader: Framework, model: Any) -> tuple[dict[str, Native], dict[str, str]]:
+    """The norm layers of a model, and what looks like one and is not known."""
+    return dict(reader.layers(model)), reader.strangers(model)
 
 
 def natives_of(
@@ -83,12 +90,12 @@ def natives_of(
         raise ConversionError(f"{reader.name} saves arrays by position, not by name: convert the model in Python.")
     groups, rest = reader.split(flat)
     found = {}
-    left = dict.fromkeys(rest, NO_NORM)
+    left = dict.fromkeys(sorted(rest, key=_natural), NO_NORM)
     for name, arrays in sorted(groups.items(), key=lambda item: _natural(item[0])):
         native = fallback.of(reader, name, arrays)
         if native is None:
             reason = "nothing says which layer it is: give settings" if _alike(arrays) else NO_NORM
-            left |= dict.fromkeys(reader.join(name, Native("", {}, arrays)), reason)
+            left |= dict.fromkeys(sorted(reader.join(name, Native("", {}, arrays))), reason)
         else:
             found[name] = native
     for pattern, values in fallback.settings.items():

@@ -14,25 +14,31 @@ from .record import Array, ConversionError, Momentum, Native, Norm, Say, ones, p
 BATCH = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "BatchNorm")
 INSTANCE = ("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "InstanceNorm")
 #: The rank of x, where the class says it. BatchNorm1d takes two.
-RANKS = {"BatchNorm2d": 4, "BatchNorm3d": 5, "InstanceNorm2d": 4, "InstanceNorm3d": 5, "LayerNorm2d": 4}
-#: RMS norms of other packages, by class: the name of eps, on which side of the rounding the weight is, its offset.
+RANKS = {
+    "BatchNorm2d": 4, "BatchNorm3d": 5, "InstanceNorm2d": 4, "InstanceNorm3d": 5, "LayerNorm2d": 4, "RMSNorm2d": 4,
+    "FrozenBatchNorm2d": 4,
+}  # fmt: skip
+#: Why a module is left out.
+_LIKE = "it looks like a norm layer"
+#: RMS norms of other packages, by class: on which side of the rounding the weight is, and its offset.
 RMS = {
-    "GemmaRMSNorm": ("eps", "output", 1.0),
-    "Gemma2RMSNorm": ("eps", "output", 1.0),
-    "Gemma3RMSNorm": ("eps", "output", 1.0),
-    "LlamaRMSNorm": ("variance_epsilon", "input", 0.0),
-    "MistralRMSNorm": ("variance_epsilon", "input", 0.0),
-    "MixtralRMSNorm": ("variance_epsilon", "input", 0.0),
-    "Qwen2RMSNorm": ("variance_epsilon", "input", 0.0),
-    "Qwen3RMSNorm": ("variance_epsilon", "input", 0.0),
-    "Olmo2RMSNorm": ("variance_epsilon", "output", 0.0),
-    "Phi3RMSNorm": ("variance_epsilon", "input", 0.0),
-    "T5LayerNorm": ("variance_epsilon", "input", 0.0),
+    "GemmaRMSNorm": ("output", 1.0),
+    "Gemma2RMSNorm": ("output", 1.0),
+    "Gemma3RMSNorm": ("output", 1.0),
+    "LlamaRMSNorm": ("input", 0.0),
+    "MistralRMSNorm": ("input", 0.0),
+    "MixtralRMSNorm": ("input", 0.0),
+    "Qwen2RMSNorm": ("input", 0.0),
+    "Qwen3RMSNorm": ("input", 0.0),
+    "Olmo2RMSNorm": ("output", 0.0),
+    "Phi3RMSNorm": ("input", 0.0),
+    "T5LayerNorm": ("input", 0.0),
 }
-#: Layer norms over the channel axis, and batch norms that are never trained.
-CHANNELS = ("LayerNorm2d",)
+#: Layer and RMS norms over the channel axis, and batch norms that are never trained.
+CHANNELS = ("LayerNorm2d", "RMSNorm2d")
 FROZEN = ("FrozenBatchNorm2d",)
 KNOWN = (*BATCH, *INSTANCE, *RMS, *CHANNELS, *FROZEN, "LayerNorm", "GroupNorm", "RMSNorm")
+_EPS = ("eps", "variance_epsilon")
 _STATS = {"eps": 1e-5, "momentum": 0.1}
 _SAME = {"weight": "weight", "bias": "bias"}
 
@@ -41,6 +47,7 @@ class Torch(Framework):
     """``torch.nn``, and state dicts."""
 
     name = "torch"
+    counters: ClassVar = ("num_batches_tracked",)
     sizes: ClassVar = ("num_features", "num_channels", "normalized_shape")
     defaults: ClassVar = {
         **dict.fromkeys((*BATCH, *INSTANCE), _STATS),
@@ -57,7 +64,7 @@ class Torch(Framework):
         found = self.named(native)
         count = found.pop("num_batches", None)
         lengths = self.lengths(native, found)
-        eps: Any = self.setting(native, RMS[kind][0] if kind in RMS and RMS[kind][0] in native.settings else "eps")
+        eps: Any = self.setting(native, next((name for name in _EPS if name in native.settings), "eps"))
         common: dict[str, Any] = {
             "lengths": lengths, "ndim": RANKS.get(kind), "trainable": native.settings.get("requires_grad", True),
         }  # fmt: skip
@@ -76,8 +83,8 @@ class Torch(Framework):
             return Norm("group_norm", axis=(1,), eps=eps, num_groups=self.setting(native, "num_groups"), **common,
                         **found)  # fmt: skip
         axis = (1,) if kind in CHANNELS else tuple(range(-len(lengths), 0))
-        if kind in RMS or kind == "RMSNorm":
-            _, cast, offset = RMS.get(kind, ("eps", "output", 0.0))
+        if kind in RMS or kind in ("RMSNorm", "RMSNorm2d"):
+            cast, offset = RMS.get(kind, ("output", 0.0))
             if eps is None:
                 eps = float(np.finfo(np.float64 if _wide(found) else np.float32).eps)
                 say("eps-none", f"eps is {eps:.9g}")
@@ -160,14 +167,33 @@ class Torch(Framework):
         return isinstance(model, torch.nn.Module)
 
     def layers(self, model: Any) -> Iterator[tuple[str, Native]]:
+        from normkit.backends.torch import layers
+
         last = _channels_last(model)
-        for name, module in model.named_modules():
-            layer = known(module)
+        for name, module, layer in self._found(model):
             if layer is not None:
-                mode = {"training": module.training, "model_training": model.training, "channels_last": last}
+                mode = {"training": module.training, "model_training": model.training}
+                mode["channels_last"] = last and not isinstance(module, layers.GroupNormForward)
                 if not module.training and layer not in FROZEN:
                     mode |= {"frozen": "in eval mode", "thaw": "Call train() on the layer"}
                 yield name, self._take(module, layer, mode)
+
+    def _found(self, model: Any) -> Iterator[tuple[str, Any, str | None]]:
+        """The modules of a model, and the name by which each is a norm layer; a compiled model is the one within."""
+        torch = loaded("torch")
+        model = getattr(model, "_orig_mod", model)
+        for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                what = f"{name!r}, which is scripted," if name else "A scripted module"
+                raise ConversionError(f"{what} does not say what it is made of: convert its state_dict().")
+            yield name, module, known(module)
+
+    def strangers(self, model: Any) -> dict[str, str]:
+        from normkit.backends.torch.models import TorchModels
+
+        unknown = ((name, module) for name, module, layer in self._found(model) if layer is None)
+        verdicts = ((name, TorchModels().verdict(module)) for name, module in unknown)
+        return {name: f"{_LIKE}: {verdict}" for name, verdict in verdicts if isinstance(verdict, str)}
 
     def _take(self, module: Any, layer: str, mode: Mapping[str, Any]) -> Native:
         torch = loaded("torch")
@@ -178,6 +204,8 @@ class Torch(Framework):
             "track_running_stats",
         )  # fmt: skip
         settings = {name: getattr(module, name) for name in names if hasattr(module, name)}
+        if layer in FROZEN:
+            settings = {"eps": 1e-5} | settings
         parameters = [p for _, p in module.named_parameters(recurse=False)]
         if parameters and not any(p.requires_grad for p in parameters):
             settings["requires_grad"] = False
@@ -201,7 +229,7 @@ class Torch(Framework):
         return layer.requires_grad_(False) if frozen else layer
 
     def put(self, model: Any, natives: Mapping[str, Native]) -> Any:
-        modules = dict(model.named_modules())
+        modules = {name: module for name, module, _ in self._found(model)}
         for name, native in natives.items():
             self._fill(modules[name], native)
         return model
@@ -211,22 +239,63 @@ class Torch(Framework):
         with torch.no_grad():
             for name, value in native.arrays.items():
                 getattr(module, name).copy_(tensor(value))
-        for name in ("eps", "variance_epsilon", "momentum"):
-            value = native.settings.get("eps" if name == "variance_epsilon" else name, self)
+        for name in (*_EPS, "momentum"):
+            value = native.settings.get("eps" if name in _EPS else name, self)
             if value is not self and hasattr(module, name):
                 setattr(module, name, value)
 
 
 def known(module: Any) -> str | None:
-    """The name by which a module is a norm layer: its class's, or that of the nearest one it derives from."""
+    """The name by which a module is a norm layer: its class's, that of the nearest one it derives from, or none.
+
+    Classes whose forward pass may be over other axes than that of the class they derive from are tried out.
+    """
     torch = loaded("torch")
-    for base in type(module).__mro__:
-        name = base.__name__
-        if name in KNOWN and (base.__module__.startswith("torch.nn.") or name in RMS or name in CHANNELS + FROZEN):
-            return name
-    if isinstance(module, torch.nn.modules.batchnorm._NormBase):
+    name, top = next(
+        ((base.__name__, base.__module__.startswith("torch.nn.")) for base in type(module).__mro__ if _listed(base)),
+        (None, False),
+    )
+    tried = _tried(module, name if top else None)
+    if tried is not None:
+        return tried or None
+    if name is None and isinstance(module, torch.nn.modules.batchnorm._NormBase):
         return "BatchNorm"
-    return None
+    return name
+
+
+def _listed(base: type) -> bool:
+    name = base.__name__
+    return name in KNOWN and (base.__module__.startswith("torch.nn.") or name in RMS or name in CHANNELS + FROZEN)
+
+
+def _tried(module: Any, base: str | None) -> str | None:
+    """The name of what a module was found to compute, "" where it is none of these, None where no trial is needed."""
+    from normkit.backends.models import original_of
+    from normkit.backends.torch import known as others
+    from normkit.backends.torch import layers
+
+    kind, torch = type(module), loaded("torch")
+    forwards = others.recipes(original_of(module) or kind)
+    if not forwards and base in ("LayerNorm", "RMSNorm") and kind.forward is not getattr(torch.nn, base).forward:
+        if issubclass(kind, layers.LayerNormForward | layers.RMSNormForward):
+            return None
+        forwards = (layers.LayerNormForward, layers.LayerNorm2dForward, layers.RMSNormForward)
+    if not forwards:
+        return None
+    found = kind if original_of(module) else others.confirmed(module, forwards)
+    if isinstance(found, str):
+        return ""
+    if issubclass(found, others.ChannelsFirstForward):
+        return "LayerNorm2d" if module.data_format == "channels_first" else "LayerNorm"
+    names = (
+        (others.GemmaForward, "GemmaRMSNorm"), (others.OlmoForward, "Olmo2RMSNorm"),
+        (others.LlamaForward, "LlamaRMSNorm"), (others.FrozenForward, "FrozenBatchNorm2d"),
+        (others.RMSNorm2dForward, "RMSNorm2d"), (layers.LayerNorm2dForward, "LayerNorm2d"),
+        (others.CohereForward, "LayerNorm"), (layers.LayerNormForward, "LayerNorm"),
+        (layers.RMSNormForward, "RMSNorm"), (layers.GroupNormForward, "GroupNorm"),
+        (layers.BatchNormForward, "BatchNorm2d"),
+    )  # fmt: skip
+    return next(name for forward, name in names if issubclass(found, forward))
 
 
 def _channels_last(model: Any) -> bool:

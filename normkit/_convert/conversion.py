@@ -29,7 +29,7 @@ class Conversion:
     #: The layers as the target says them: class, arguments, arrays.
     natives: dict[str, Native] = field(default_factory=dict)
     rules: list[Applied] = field(default_factory=list)
-    #: Arrays of a file that belong to no norm layer, and why they were left out.
+    #: Arrays of a file that belong to no norm layer, layers of a model that are not known, and why.
     left: dict[str, str] = field(default_factory=dict)
     #: The model that was written to, where one was given.
     model: Any = None
@@ -114,7 +114,7 @@ def convert(
         ``layers`` (objects, by name; ``layer`` where it is one; linen: (module, variables); haiku: (transformed,
         params, state); equinox: (layer, state) for batch norm), ``model`` (what was filled), ``arrays()`` (as a file
         has them), ``norms`` (the neutral records), ``rules`` (each with layer, id and text), ``left`` (arrays that
-        belong to no norm layer), ``json()``; ``print`` it.
+        belong to no norm layer, layers that are not known), ``json()``; ``print`` it.
 
     Raises
     ------
@@ -169,7 +169,7 @@ def convert(
         result.norms[target] = norm
         result.natives[target] = _write(writer, target, norm, count, result.rules)
         if filled is not None:
-            result.natives[target] = _fitting(target, result.natives[target], filled[target][0])
+            result.natives[target] = _fitting(writer, target, result.natives[target], filled[target][0])
     if filled is not None:
         result.model = writer.put(to, result.natives)
     return result
@@ -192,6 +192,8 @@ def convert_file(
     output = Path(target)
     writer = _named(to)
     files.writable(output, overwrite)
+    if output.exists() and output.samefile(source):
+        raise ConversionError(f"{str(output)!r} is the input too, and would lose all but its norm layers.")
     model_of = files.MODELS.get(output.suffix)
     if model_of is None:
         if like is not None:
@@ -225,7 +227,10 @@ def _read(reader: Framework, name: str, native: Native, rules: list[Applied]) ->
     say = _sayer(name, rules)
     if "class" in native.settings:
         say("subclass", f"{native.settings['class']} is read as {native.layer}")
-    return _at(name, reader.read, native, say)
+    norm = _at(name, reader.read, native, say)
+    if norm.kind != "rms_norm" and (norm.weight is None) != (norm.bias is None):
+        say("state-names", "there is a {} and no {}".format(*("weight", "bias")[:: 1 if norm.bias is None else -1]))
+    return norm
 
 
 def _write(writer: Framework, name: str, norm: Norm, count: int | None, rules: list[Applied]) -> Native:
@@ -337,17 +342,15 @@ def _last(norm: Norm) -> tuple[int, ...]:
     return tuple(a - norm.ndim if norm.ndim and a >= 0 else a for a in norm.axis)
 
 
-def _fitting(name: str, new: Native, old: Native) -> Native:
+def _fitting(writer: Framework, name: str, new: Native, old: Native) -> Native:
     """The arrays for a layer that exists: those that it has, of the same shape, of a dtype that holds the values."""
     where = name or "the target"
-    arrays = {k: v for k, v in new.arrays.items() if k in old.arrays or k != "num_batches_tracked"}
-    missing, extra = (
-        sorted(old.arrays.keys() - arrays.keys() - {"num_batches_tracked"}),
-        arrays.keys() - old.arrays.keys(),
-    )
+    arrays = {k: v for k, v in new.arrays.items() if k in old.arrays or k not in writer.counters}
+    missing = sorted(old.arrays.keys() - arrays.keys() - {*writer.counters})
+    extra = sorted(arrays.keys() - old.arrays.keys())
     if missing or extra:
         words = [f"has {few(missing)}, which the source has not"] if missing else []
-        words += [f"has no {few(sorted(extra))}, which the source has"] if extra else []
+        words += [f"has no {few(extra)}, which the source has"] if extra else []
         raise ConversionError(f"{where} {' and '.join(words)}.")
     for key, value in arrays.items():
         if value.shape != old.arrays[key].shape:
