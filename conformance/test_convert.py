@@ -11,6 +11,7 @@ import normkit as nk
 from normkit._convert import ConversionError, Momentum, Norm
 from normkit._convert.conversion import convert_file
 from normkit._convert.framework import FRAMEWORKS, framework
+from normkit._convert.rules import RULES
 
 SETTINGS = {"eps": 1e-3, "momentum": 0.03}
 
@@ -76,6 +77,55 @@ def test_torch_to_keras_by_name():
     assert rules(result) == {"eps-default", "momentum-sense", "runvar-bias", "state-names"}
     assert "momentum-sense: momentum 0.03 is 0.97 in keras (bn)" in str(result)
     json.dumps(result.json())
+
+
+BN, STATS = {"layer": "BatchNorm2d", **SETTINGS}, {"running_mean": 3, "running_var": 3}
+WEIGHT, BOTH = {"weight": 3}, {"weight": 3, "bias": 3}
+KERAS = {"gamma": 3, "beta": 3, "moving_mean": 3, "moving_variance": 3}
+GROUP = {"layer": "GroupNorm", "num_groups": 1, "eps": 1e-5}
+#: By rule: from and to where it applies, the layer's settings and arrays, and options.
+APPLIES = {
+    "affine-pair": ("torch", "equinox", BN, {**WEIGHT, **STATS}, {}),
+    "axis-layout": ("torch", "keras", BN, STATS, {"axis": -1}),
+    "axis-param-shape": ("torch", "haiku", BN, STATS, {"ndim": 4}),
+    "cast-point": ("torch", "keras", {"layer": "LlamaRMSNorm", "eps": 1e-5}, WEIGHT, {}),
+    "config-legacy": ("tf_keras", "keras", {"axis": [3], "epsilon": 1e-3, "momentum": 0.9}, KERAS, {}),
+    "debias": ("torch", "haiku", BN, STATS, {"ndim": 4}),
+    "eps-default": ("torch", "keras", BN, STATS, {}),
+    "eps-none": ("torch", "keras", {"layer": "RMSNorm", "eps": None}, WEIGHT, {}),
+    "eqx-default-mode": ("torch", "equinox", BN, {**BOTH, **STATS}, {}),
+    "freeze-semantics": ("torch", "keras", {**BN, "requires_grad": False}, {**BOTH, **STATS}, {}),
+    "gn-instance": ("torch", "keras", {"layer": "InstanceNorm2d", "eps": 1e-5}, BOTH, {}),
+    "gn-order": ("torch", "keras", GROUP, BOTH, {}),
+    "momentum-none": ("torch", "torch", {**BN, "layer": "InstanceNorm2d", "momentum": None}, STATS, {}),
+    "momentum-sense": ("torch", "keras", BN, STATS, {}),
+    "onnx-gn-body": ("torch", "onnx", GROUP, BOTH, {"ndim": 4}),
+    "renorm-state": ("tf_keras", "keras", {"epsilon": 1e-3, "momentum": 0.9}, {**KERAS, "moving_stddev": 3}, {}),
+    "runvar-bias": ("torch", "keras", BN, STATS, {}),
+    "runvar-bias-rank": ("torch", "tf_keras", BN, STATS, {}),
+    "state-names": ("keras", "torch", {"epsilon": 1e-3, "momentum": 0.9, "axis": 1}, KERAS, {}),
+    "sync-stats": ("torch", "keras", {**BN, "layer": "SyncBatchNorm"}, STATS, {}),
+    "weight-offset": ("torch", "keras", {"layer": "GemmaRMSNorm", "eps": 1e-5}, WEIGHT, {}),
+}
+#: These need a model: test_convert_models.py.
+OF_MODELS = {"onnx-gn18", "subclass"}
+
+
+@pytest.mark.parametrize("rule", sorted(RULES.keys() - OF_MODELS))
+def test_a_rule_that_applies_is_told(rule):
+    source, to, settings, shapes, options = APPLIES[rule]
+    arrays = {f"n{framework(source).separator}{key}": np.full(n, 0.5, np.float32) for key, n in shapes.items()}
+    result = nk.convert(arrays, to, framework=source, settings={"n": settings}, **options)
+    assert rule in rules(result)
+    assert all(a.text and not a.text.endswith(".") for a in result.rules)
+
+
+def test_rules_that_do_not_apply_are_not_told():
+    """From normkit's batch norm to one of the same conventions."""
+    settings = {"layer": "BatchNorm", "eps": 1e-3, "momentum": 0.9, "unbiased": False, "axis": -1}
+    arrays = {f"n.{key}": np.full(3, 0.5, np.float32) for key in (*BOTH, *STATS)}
+    result = nk.convert(arrays, "keras", framework="normkit", settings={"n": settings})
+    assert rules(result) == {"eps-default"}
 
 
 def test_order_and_position_do_not_matter():

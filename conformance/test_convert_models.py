@@ -1,6 +1,7 @@
 """normkit.convert and normkit.inspect on whole models of the frameworks, and what of them is refused."""
 
 import copy
+import itertools
 import json
 import warnings
 from pathlib import Path
@@ -109,6 +110,22 @@ def test_torch_and_keras_compute_the_same(top):
         if name.startswith(("bn.", "gn.", "ln.")) and not name.endswith("tracked"):
             np.testing.assert_array_equal(state(back)[name], value, name)
     assert (back.bn.eps, back.bn.momentum, back.gn.eps) == (1e-3, 0.3, 1e-4)
+
+
+@pytest.mark.parametrize("top", [keras, tf_keras], ids=["keras", "tf_keras"])
+def test_layers_of_keras_are_named_by_the_layers_they_are_within(top):
+    def inner():
+        x = top.Input((4, 3))
+        return top.Model(x, top.layers.LayerNormalization(name="norm")(x), name=f"block{next(count)}")
+
+    count, shared = itertools.count(), top.layers.LayerNormalization(name="shared")
+    x = top.Input((4, 3))
+    once = shared(inner()(x))
+    model = top.Model(x, shared(inner()(once)), name="functional")
+    assert [row.name for row in nk.inspect(model).rows] == ["block0/norm", "shared", "block1/norm"]
+    model = top.Sequential([top.Input((4, 3)), inner(), top.layers.LayerNormalization(name="last")])
+    assert [row.name for row in nk.inspect(model).rows] == ["block2/norm", "last"]
+    assert [row.name for row in nk.inspect(model.layers[-1]).rows] == [""]
 
 
 def test_keras_forgets_the_function_that_it_compiled():

@@ -130,17 +130,18 @@ def convert(
     both are written by ``normkit convert`` and are read if they are there. ``.keras`` and ``.onnx`` hold settings
     themselves.
 
-    ==============  ==================  ==========================  ==================  ====================  =========
-    record          torch               Keras, tf_keras             linen, nnx          haiku                 ONNX
-    ==============  ==================  ==========================  ==================  ====================  =========
-    weight          weight              gamma; RMS: scale           scale               scale                 scale
-    bias            bias                beta                        bias                offset                B, bias
-    mean            running_mean        moving_mean                 mean                mean_ema/average      mean
-    var             running_var         moving_variance             var                 var_ema/average       var
-    eps             eps                 epsilon                     epsilon             eps                   epsilon
-    momentum (old)  1 - momentum        momentum                    momentum            decay_rate            momentum
-    axis            1, trailing         axis                        axis                data_format           1, axis
-    ==============  ==================  ==========================  ==================  ====================  =========
+    ==============  =============  ===================  ==========  ================  =========  ===========
+    record          torch          Keras, tf_keras      linen, nnx  haiku             equinox    ONNX
+    ==============  =============  ===================  ==========  ================  =========  ===========
+    weight          weight         gamma; RMS: scale    scale       scale             weight     scale
+    bias            bias           beta                 bias        offset            bias       B, bias
+    mean            running_mean   moving_mean          mean        mean_ema/average  in State   input_mean
+    var             running_var    moving_variance      var         var_ema/average   in State   input_var
+    eps             eps            epsilon              epsilon     eps               eps        epsilon
+    momentum (old)  1 - momentum   momentum             momentum    decay_rate        momentum   momentum
+    axis            1, trailing    axis                 axis        data_format       1, shape   1, axis
+    num_groups      num_groups     groups               num_groups  groups            groups     num_groups
+    ==============  =============  ===================  ==========  ================  =========  ===========
     """
     reader, found, left = source_of(source, framework, Fallback(settings or {}, eps, momentum, defaults))
     if not found:

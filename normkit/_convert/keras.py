@@ -141,16 +141,22 @@ class Keras(Framework):
             yield name, Native(native.layer, native.settings, native.arrays, {"model_training": trains, **frozen})
 
     def _found(self, model: Any) -> Iterator[tuple[str, Any]]:
-        seen: set[str] = set()
-        for layer in model._flatten_layers():
-            kind = self._kind(layer)
-            if kind is None:
-                continue
-            name = "" if layer is model else getattr(layer, "path", None) or layer.name
-            if name in seen:
-                raise ConversionError(f"Two layers have the name {name!r}: layers are told apart by it.")
-            seen.add(name)
-            yield name, layer
+        """The norm layers, named by the layers that they are within, the model itself left out."""
+        names: dict[str, Any] = {}
+        seen: set[int] = set()
+
+        def walk(prefix: str, layer: Any) -> None:
+            if self._kind(layer) is not None:
+                if prefix in names:
+                    raise ConversionError(f"Two layers have the name {prefix!r}: layers are told apart by it.")
+                names[prefix] = layer
+            for inner in layer._flatten_layers(recursive=False, include_self=False):
+                if id(inner) not in seen:
+                    seen.add(id(inner))
+                    walk(f"{prefix}/{inner.name}" if prefix else inner.name, inner)
+
+        walk("", model)
+        return iter(names.items())
 
     def _kind(self, layer: Any) -> str | None:
         top = self.name

@@ -18,7 +18,6 @@ RULES = {
     "requires_grad=False does not, JAX libraries have no such switch",
     "gn-instance": "frameworks without instance norm have it as group norm with one channel per group",
     "gn-order": "numbers of groups and of channels are passed by keyword",
-    "instance-norm-stats": "running statistics of instance norm exist in torch only",
     "momentum-none": "a momentum of None has its own meaning: an average of all batches, or statistics that never move",
     "momentum-sense": "momentum is the weight of the old statistics, in torch of the new ones: m becomes 1 - m",
     "onnx-gn-body": "group norm is written as Reshape and InstanceNormalization: the function body of "
