@@ -41,6 +41,9 @@ class Backend(Protocol):
     def least(self, x: Array) -> float:
         """The smallest value if it is negative and looking costs nothing (values at hand, in host memory); else 0."""
 
+    def positions(self, x: Array, axis: int, dtype: Any) -> Array:
+        """0, 1, ... along this axis of ``x``, so shaped that it broadcasts to ``x``, where ``x`` is."""
+
     def tracing(self) -> bool:
         """Whether Python itself is being traced, so that a cache is better left alone."""
 
@@ -86,6 +89,11 @@ class ArrayBackend:
 
     def least(self, x: Array) -> float:
         return 0.0
+
+    def positions(self, x: Array, axis: int, dtype: Any) -> Array:
+        xp, n = self.namespace(x), x.shape[axis]
+        numbers = xp.arange(n, dtype=dtype, device=None if self.device(x) is None else x.device)
+        return xp.reshape(numbers, (n, *(1 for _ in x.shape[axis + 1 :])))
 
     def tracing(self) -> bool:
         return False

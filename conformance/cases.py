@@ -104,10 +104,6 @@ def _cases() -> tuple[Case, ...]:
         rows += [case(layer, (2, 6, 5, 3), affine, last) for affine in ("both", "none")]
         rows += [case(layer, (4, 1)), case(layer, (6, 3), eps=0.0), case(layer, (31, 127), axis=-1)]
     rows += [case("batch_norm", (1, 4)), case("batch_norm", (1, 4, 1, 1), layout=last)]
-    rows += [
-        case("batch_norm_train", (5, 4, 6), masked=True),
-        case("batch_norm_train", (5, 6, 4), "none", masked=True, axis=-1),
-    ]
 
     for layer, options in (("instance_norm", {}), ("group_norm", {"num_groups": 2})):
         rows += [case(layer, (2, 6, 5, 3), axis=axis, **options) for axis in (1, -3)]
@@ -120,6 +116,11 @@ def _cases() -> tuple[Case, ...]:
     ]
     rows += [case("group_norm", (2, 5, 12, 3), axis=2, num_groups=4), case("group_norm", (2, 4, 1), num_groups=4)]
     rows += [case("instance_norm", (3, 4, 1))]
+
+    for layer in LAYERS:
+        options = {"num_groups": 2} if layer == "group_norm" else {}
+        rows += [case(layer, (5, 4, 6), masked=True, **options)]
+        rows += [case(layer, (5, 6, 16), "none", masked=True, axis=-1, **options)]
     return tuple({row.id: row for row in rows}.values())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -69,7 +70,7 @@ def arrays(
 
 def call(case: Case, module: ModuleType, given: dict[str, Array]) -> Any:
     """``module``'s function for the case's layer, on these arrays."""
-    return case.call(getattr(module, case.layer), given)
+    return case.call(_function(case, module), given)
 
 
 def gradients(
@@ -77,9 +78,16 @@ def gradients(
 ) -> tuple[Any, dict[str, Array]]:
     """What the function returns, and the gradients by name, taken in the library's own way."""
     args, options = case.arguments(given)
-    out, found = library.vjp(getattr(module, case.layer), args, options, given["dy"])
+    out, found = library.vjp(_function(case, module), args, options, given["dy"])
     positions = {i: name for name in case.names for i, a in enumerate(args) if a is given[name]}
     return out, {positions[i]: gradient for i, gradient in found.items()}
+
+
+def _function(case: Case, module: ModuleType) -> Callable:
+    function = getattr(module, case.layer)
+    if case.masked and "mask" not in inspect.signature(function).parameters:
+        raise natives.Unsupported(f"{module.NAME} has no mask in {case.layer}")
+    return function
 
 
 def gradient_error(

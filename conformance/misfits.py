@@ -42,6 +42,7 @@ def arrays(library) -> SimpleNamespace:
         no_channel=floats(2, 0, 3), no_column=floats(2, 4, 0), short=floats(3), turned=floats(3, 4),
         negative=library.array(np.array([1.0, 2.0, -0.5, 1.0]), "float32"),
         ints=library.array(np.ones((2, 4, 3)), "int32"), int_weight=library.array(np.ones(4), "int32"),
+        lengths=library.array(np.array([4, 1]), "int32"),
         flags=library.array(np.ones((2, 4, 3), bool), "bool"),
         wide_flags=library.array(np.ones((2, 4, 2), bool), "bool"),
     )  # fmt: skip

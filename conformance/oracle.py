@@ -49,29 +49,29 @@ def sets(layer: str, shape: tuple[int, ...], *, axis=None, num_groups: int | Non
     return Sets(shape, tuple(a for a in every if a not in kept), axes)
 
 
-def layer_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-5) -> Array:
+def layer_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-5, mask=None) -> Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` over ``axis``."""
-    return _normalize("layer_norm", x, weight, bias, eps=eps, axis=axis)
+    return _normalize("layer_norm", x, weight, bias, eps=eps, axis=axis, mask=mask)
 
 
-def rms_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-6, weight_offset=0.0) -> Array:
+def rms_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-6, weight_offset=0.0, mask=None) -> Array:
     """``x / sqrt(mean(x**2) + eps) * (weight + weight_offset) + bias`` over ``axis``."""
-    return _normalize("rms_norm", x, weight, bias, eps=eps, axis=axis, weight_offset=weight_offset)
+    return _normalize("rms_norm", x, weight, bias, eps=eps, axis=axis, weight_offset=weight_offset, mask=mask)
 
 
-def group_norm(x, num_groups, weight=None, bias=None, *, axis=1, eps=1e-5) -> Array:
+def group_norm(x, num_groups, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None) -> Array:
     """:func:`layer_norm` of each sample's groups of neighbouring channels, with one parameter per channel."""
-    return _normalize("group_norm", x, weight, bias, eps=eps, axis=axis, num_groups=num_groups)
+    return _normalize("group_norm", x, weight, bias, eps=eps, axis=axis, num_groups=num_groups, mask=mask)
 
 
-def instance_norm(x, weight=None, bias=None, *, axis=1, eps=1e-5) -> Array:
+def instance_norm(x, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None) -> Array:
     """:func:`layer_norm` of each sample's channels, with one parameter per channel."""
-    return _normalize("instance_norm", x, weight, bias, eps=eps, axis=axis)
+    return _normalize("instance_norm", x, weight, bias, eps=eps, axis=axis, mask=mask)
 
 
-def batch_norm(x, mean, var, weight=None, bias=None, *, axis=1, eps=1e-5) -> Array:
+def batch_norm(x, mean, var, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None) -> Array:
     """``(x - mean) / sqrt(var + eps) * weight + bias`` with statistics that are given."""
-    return _normalize("batch_norm", x, weight, bias, eps=eps, axis=axis, mean=mean, var=var)
+    return _normalize("batch_norm", x, weight, bias, eps=eps, axis=axis, mean=mean, var=var, mask=mask)
 
 
 def batch_norm_train(x, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None) -> tuple[Array, Statistics]:
@@ -210,7 +210,7 @@ def _standardized(layer, x, s: Sets, *, eps, mean=None, var=None, mask=None) -> 
         power = np.broadcast_to(_expand(var, x.shape, s.params), x.shape)
     else:
         seen, seen_valid = x.reshape(s.view), valid.reshape(s.view)
-        d = seen if layer == "rms_norm" else _centred(seen, s.over, seen_valid)[1]
+        d = np.where(seen_valid, seen, 0) if layer == "rms_norm" else _centred(seen, s.over, seen_valid)[1]
         power = np.broadcast_to(_mean(d**2, s.over, seen_valid), s.view).reshape(x.shape)
         d = d.reshape(x.shape)
     spread = power + Real(eps)

@@ -24,10 +24,7 @@ class Plain:
 PLAIN = (
     Plain(
         "a mask was given",
-        (
-            *(f"test_mask[{name}-True]" for name in ("numpy", "torch", "tensorflow")),
-            "test_a_channel_that_is_masked_out",
-        ),
+        ("test_mask", "test_a_padded_batch_is_its_samples"),
         masked=True,
     ),
     Plain("x is not of native floating-point numbers in host memory", ("test_meta_device",)),

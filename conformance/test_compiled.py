@@ -9,6 +9,7 @@ import normkit as nk
 from normkit.conformance import cases, inputs, measure, natives, oracle
 from normkit.conformance.checks import assert_close
 from normkit.conformance.libraries import LIBRARIES, first
+from normkit.conformance.package import fresh
 
 # torch.compile's own parts warn of each other when they are first imported.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -127,6 +128,22 @@ def test_one_graph_for_each_signature(library, layer, jit):
             inside = run.get_concrete_function(*arguments).graph.as_graph_def().library.function
             assert {re.sub(r"_\d+$", "", f.signature.name) for f in inside} <= {"cond_true", "cond_false"}
     assert run.experimental_get_tracing_count() == len(traced) == len(shapes)
+
+
+def test_the_first_call_in_a_graph(library, tmp_path):
+    """What the backend learns of TensorFlow when it is imported, it does not learn of the graph that is being made."""
+    if library.name != "tensorflow":
+        pytest.skip("only tf.function runs the import of a backend in a graph")
+    code = """
+import tensorflow as tf, normkit as nk
+x = tf.ones((2, 3))
+tf.function(nk.layer_norm, autograph=False)(x)
+try:
+    nk.batch_norm(x, x[0], -x[0])
+except ValueError as error:
+    print(error)
+"""
+    assert fresh.run(code, tmp_path) == "var must not be negative; received a smallest value of -1.0."
 
 
 @pytest.mark.parametrize("layer", LAYERS)

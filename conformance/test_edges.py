@@ -1,7 +1,5 @@
 """Where there is next to nothing: empty arrays, single values, infinities, odd strides; what native layers do there."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -147,22 +145,3 @@ def _out_dtype(library, module, difference):
             nnx.RMSNorm(3, rngs=nnx.Rngs(0)),
         )
     )
-
-
-@pytest.mark.grid(
-    cases=[dataclasses.replace(c, masked=True) for c in cases.SITES[1].values() if c.layer == "batch_norm_train"]
-)
-def test_a_channel_that_is_masked_out(library, case):
-    """No element, no statistics: y and gradients are zero, and the channel's running statistics stay what they were."""
-    values = inputs.operands(case, inputs.BY_NAME["normal"], "float32")
-    values["mask"][:, 3] = False
-    given = measure.arrays(library, case, values, "float32")
-    (y, stats), found = measure.gradients(library, case, nk, given)
-    assert_close(library, y, oracle.forward(case.layer, values, case.options), library.kind(given["x"]), "forward")
-    assert not library.numpy(y)[:, 3].any() and not library.numpy(found["x"])[:, 3].any()
-    assert all(np.isfinite(library.numpy(g)).all() for g in found.values())
-    assert library.numpy(stats.count)[3] == 0
-    before = nk.RunningStats(library.array(np.full(12, 7.0), "float32"), library.array(np.full(12, 5.0), "float32"))
-    after = before.update(stats, momentum=0.5)
-    mean, var = library.numpy(after.mean), library.numpy(after.var)
-    assert (mean[3], var[3]) == (7, 5) and (mean[:3] != 7).all() and np.isfinite(mean).all() and np.isfinite(var).all()

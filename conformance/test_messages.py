@@ -176,6 +176,30 @@ FUNCTIONS = {
         lambda a: nk.batch_norm_train(a.x, mask=a.wide_flags),
         ValueError, r"mask must broadcast to x of shape \(2, 4, 3\); received shape \(2, 4, 2\)\.",
     ),
+    "mask of another shape for layer norm": (
+        lambda a: nk.layer_norm(a.x, mask=a.wide_flags),
+        ValueError, r"mask must broadcast to x of shape \(2, 4, 3\); received shape \(2, 4, 2\)\.",
+    ),
+    "mask and lengths": (
+        lambda a: nk.rms_norm(a.x, mask=a.flags, lengths=a.lengths),
+        ValueError, r"mask and lengths exclude each other; received both\.",
+    ),
+    "lengths that are no integers": (
+        lambda a: nk.layer_norm(a.x, lengths=a.short),
+        TypeError, r"lengths must be of dtype int32 or int64; received float32\.",
+    ),
+    "lengths of too many samples": (
+        lambda a: nk.layer_norm(a.x, lengths=a.int_weight),
+        ValueError, r"lengths must have shape \(2,\); received shape \(4,\)\.",
+    ),
+    "lengths without positions": (
+        lambda a: nk.batch_norm_train(a.matrix, lengths=a.lengths),
+        ValueError, r"lengths needs an axis of positions, and x of shape \(2, 4\) has none here: pass a mask\.",
+    ),
+    "lengths where axis 0 is the channels'": (
+        lambda a: nk.batch_norm_train(a.x, axis=0, lengths=a.lengths),
+        ValueError, r"lengths needs an axis of positions, and x of shape \(2, 4, 3\) has none here: pass a mask\.",
+    ),
     "gradient of another shape": (
         lambda a: nk.vjp(nk.layer_norm, a.x)[1](a.weight),
         ValueError, r"dy must have shape \(2, 4, 3\); received shape \(4,\)\.",
@@ -193,8 +217,7 @@ HEIRS = {
     "a masked array": (
         lambda: nk.layer_norm(np.ma.masked_array(np.ones((2, 3)), mask=np.eye(2, 3))),
         TypeError,
-        (r"x must be a plain array; received numpy\.ma(\.core)?\.MaskedArray: pass its data, and to "
-         r"batch_norm_train its valid elements as mask\."),
+        r"x must be a plain array; received numpy\.ma\.\S*MaskedArray: pass its data, and what is valid as mask\.",
     ),
     "a masked weight": (
         lambda: nk.layer_norm(np.ones((2, 3)), np.ma.masked_array(np.ones(3))),
@@ -263,6 +286,20 @@ def test_negative_variance(library, dtype):
         assert np.isnan(y[:, 2]).all() and np.isfinite(y[:, [0, 1, 3]]).all()
 
 
+@pytest.mark.parametrize("length", [-1, 4])
+def test_lengths_out_of_range(library, length):
+    """Refused where values are at hand in host memory; elsewhere nothing is before 0 or after the end."""
+    a = arrays(library)
+    lengths = library.array(np.array([length, 1]), "int32")
+    if library.name in ("numpy", "torch", "tensorflow") and "cpu" in library.kind(a.x).device.lower():
+        text = rf"lengths must be in \[0, 3\], axis 2 of x; received {length}\."
+        refused(lambda: nk.instance_norm(a.x, lengths=lengths), ValueError, text)
+    else:
+        near = library.array(np.array([min(max(length, 0), 3), 1]), "int32")
+        y, expected = (library.numpy(nk.instance_norm(a.x, lengths=n)) for n in (lengths, near))
+        assert np.array_equal(y, expected)
+
+
 def _others(library):
     """An array of every other library here; array-api-strict's is always one of them, or NumPy's."""
     return {o.name: o for o in map(libraries.LIBRARIES.get, libraries.available()[0]) if o.name != library.name}
@@ -285,6 +322,7 @@ def test_mixed_libraries(library, request):
             refused(lambda b=b: nk.batch_norm(a.x, b.mean, a.var), TypeError, f"mean {text}")
             refused(lambda b=b: nk.batch_norm(a.x, a.mean, b.var), TypeError, f"var {text}")
             refused(lambda b=b: nk.batch_norm_train(a.x, mask=b.flags), TypeError, f"mask {text}")
+            refused(lambda b=b: nk.layer_norm(a.x, lengths=b.lengths), TypeError, f"lengths {text}")
             refused(lambda b=b: nk.vjp(nk.layer_norm, a.x)[1](b.x), TypeError, f"dy {text}")
             text = text.replace("as x", "as mean")
             refused(lambda b=b: _running(b).update(_batch(a)), TypeError, r"batch_stats\.mean must be of the .*\.")

@@ -8,8 +8,8 @@ from .backends import NAMES, Backend, UnknownBackendError, backend_for_type
 
 #: NumPy's subclasses that mean something else by the same operations, and what to do with them.
 MISLEADING = {
-    "numpy.ma.MaskedArray": "pass its data, and to batch_norm_train its valid elements as mask",
-    "numpy.ma.core.MaskedArray": "pass its data, and to batch_norm_train its valid elements as mask",
+    "numpy.ma.MaskedArray": "pass its data, and what is valid as mask",
+    "numpy.ma.core.MaskedArray": "pass its data, and what is valid as mask",
     "numpy.matrix": "numpy.asarray makes it one",
 }
 

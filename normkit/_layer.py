@@ -51,16 +51,19 @@ class Layer:
         self.weight = self._filled(weight, self.dtype, device, backend) if affine else None
         self.bias = self._filled(0.0, self.dtype, device, backend) if affine and bias else None
 
-    def __call__(self, x: Array) -> Array:
-        """Normalize x; in x's shape, library, dtype, device and layout."""
-        return self._apply(call, x)[0]
+    def __call__(self, x: Array, *, mask: Array | None = None, lengths: Array | None = None) -> Array:
+        """Normalize x; in x's shape, library, dtype, device and layout.
 
-    def vjp(self, x: Array) -> tuple[Array, Pullback]:
+        ``mask`` or ``lengths`` say what of x is valid, as in the function: y is zero elsewhere.
+        """
+        return self._apply(call, x, mask=mask, lengths=lengths)[0]
+
+    def vjp(self, x: Array, *, mask: Array | None = None, lengths: Array | None = None) -> tuple[Array, Pullback]:
         """``layer(x)``, and the function from the gradient of y to those of x and of the parameters.
 
         ``pullback(dy)`` returns ``(dx, {"weight": ..., "bias": ...})``, with the parameters that the layer has.
         """
-        return self._named(*self._apply(functional.vjp, x))
+        return self._named(*self._apply(functional.vjp, x, mask=mask, lengths=lengths))
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode."""
@@ -102,13 +105,13 @@ class Layer:
                 words.append(f"{name}={text}")
         return f"{type(self).__name__}({', '.join(words)})"
 
-    def _run(self, run: Callable, x: Array) -> tuple[Array, Any]:
+    def _run(self, run: Callable, x: Array, **valid: Array | None) -> tuple[Array, Any]:
         """``run`` with one of the functions and its arguments: y, and the pullback where ``run`` gives one."""
         raise NotImplementedError
 
-    def _apply(self, run: Callable, x: Array, **options: Any) -> tuple[Array, Any]:
+    def _apply(self, run: Callable, x: Array, **valid: Array | None) -> tuple[Array, Any]:
         check.fits(type(self).__name__, x, self._axes, self._lengths, self._held())
-        return self._run(run, x, **options)
+        return self._run(run, x, **valid)
 
     def _held(self) -> Array | None:
         """One of the layer's arrays, where it has any."""

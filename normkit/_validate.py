@@ -49,8 +49,18 @@ def operands(backend: Backend, shape: Shape, given: Operands) -> Operands:
     return given
 
 
-def mask(backend: Backend, x: Any, a: Any) -> None:
-    """``a`` is a boolean array that broadcasts to x."""
+def valid(backend: Backend, plan: Plan, x: Any, mask: Any | None, lengths: Any | None) -> Any:
+    """The mask of x, given as such or by the lengths of its samples."""
+    if lengths is None:
+        broadcasts(backend, x, mask)
+        return mask
+    if mask is not None:
+        raise ValueError("mask and lengths exclude each other; received both.")
+    return _prefixes(backend, plan, x, lengths)
+
+
+def broadcasts(backend: Backend, x: Any, a: Any) -> None:
+    """``a`` is a mask: a boolean array that broadcasts to x."""
     _same_place(backend, x, "mask", a)
     if backend.dtype(a) != "bool":
         raise TypeError(f"mask must be a boolean array; received dtype {backend.dtype(a)}.")
@@ -60,6 +70,25 @@ def mask(backend: Backend, x: Any, a: Any) -> None:
     )
     if not fits:
         raise ValueError(f"mask must broadcast to x of shape {target}; received shape {shape}.")
+
+
+def _prefixes(backend: Backend, plan: Plan, x: Any, lengths: Any) -> Any:
+    """A mask of the first so many positions of each sample."""
+    _same_place(backend, x, "lengths", lengths)
+    if backend.dtype(lengths) not in ("int32", "int64"):
+        raise TypeError(f"lengths must be of dtype int32 or int64; received {backend.dtype(lengths)}.")
+    axis, shape, received = plan.positions, tuple(plan.shape), tuple(backend.shape(lengths))
+    if axis is None:
+        raise ValueError(f"lengths needs an axis of positions, and x of shape {shape} has none here: pass a mask.")
+    if len(received) != 1 or not (received[0] == shape[0] or None in (received[0], shape[0])):
+        raise ValueError(f"lengths must have shape {shape[:1]}; received shape {received}.")
+    most = shape[axis]
+    beyond = backend.least(lengths) or (0 if most is None else most - backend.least(most - lengths))
+    if beyond < 0 or (most is not None and beyond > most):
+        raise ValueError(f"lengths must be in [0, {most}], axis {axis} of x; received {beyond:.0f}.")
+    return backend.positions(x, axis, lengths.dtype) < backend.namespace(x).reshape(
+        lengths, (-1, *(1 for _ in shape[1:]))
+    )
 
 
 def _floating(backend: Backend, name: str, a: Any) -> None:

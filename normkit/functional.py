@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
+from . import _calls
 from . import _validate as check
-from .backends import Backend
-from .core import plan as plans
-from .core.normalize import BatchStats, Operands
-from .core.plan import Plan, Shape
+from ._calls import Call
+from .core.normalize import BatchStats
 
 Array = Any
-
-
-#: A checked call: by whom, what is to be done, to which arrays. A plain tuple: the others take longer to make.
-Call = tuple[Backend, Plan, Operands]
 
 
 def layer_norm(
@@ -26,6 +20,8 @@ def layer_norm(
     *,
     axis: int | tuple[int, ...] = -1,
     eps: float = 1e-5,
+    mask: Array | None = None,
+    lengths: Array | None = None,
 ) -> Array:
     """Normalize every position over the given axes, in training and inference alike.
 
@@ -37,6 +33,10 @@ def layer_norm(
     weight, bias : array of the shape of the normalized axes, in ascending axis order, or None
     axis : the normalized axis or axes; negative values count from the end
     eps : a number >= 0, added to the variance
+    mask : boolean array that broadcasts to x, or None. Statistics are taken over the elements where it is true; where
+        it is false, x may be anything, and y and the gradient of x are zero
+    lengths : int32 or int64 array of shape (samples,), or None. In place of a mask: how many positions of each sample
+        are valid, along the first axis that is neither axis 0 nor normalized
 
     Returns
     -------
@@ -48,7 +48,7 @@ def layer_norm(
         x is no floating-point array, or a parameter is of another library.
     ValueError
         An axis is out of range, given twice or empty, a parameter has another shape or device, or eps is negative or
-        NaN.
+        NaN; mask or lengths do not fit x.
 
     Notes
     -----
@@ -64,7 +64,7 @@ def layer_norm(
 
     Source: Ba, Kiros, Hinton, "Layer Normalization", arXiv:1607.06450.
     """
-    return _run(_layer_norm(x, weight, bias, axis=axis, eps=eps))
+    return _run(_calls.layer_norm(x, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
 
 
 def rms_norm(
@@ -75,6 +75,8 @@ def rms_norm(
     axis: int | tuple[int, ...] = -1,
     eps: float = 1e-6,
     weight_offset: float = 0.0,
+    mask: Array | None = None,
+    lengths: Array | None = None,
 ) -> Array:
     """Divide every position by its root mean square over the given axes.
 
@@ -87,6 +89,10 @@ def rms_norm(
     axis : the normalized axis or axes; negative values count from the end
     eps : a number >= 0, added to the mean square
     weight_offset : added to the weight in the accumulation dtype; 1.0 for models whose weight is a deviation from one
+    mask : boolean array that broadcasts to x, or None. Statistics are taken over the elements where it is true; where
+        it is false, x may be anything, and y and the gradient of x are zero
+    lengths : int32 or int64 array of shape (samples,), or None. In place of a mask: how many positions of each sample
+        are valid, along the first axis that is neither axis 0 nor normalized
 
     Returns
     -------
@@ -98,7 +104,7 @@ def rms_norm(
         x is no floating-point array, or a parameter is of another library.
     ValueError
         An axis is out of range, given twice or empty, a parameter has another shape or device, or eps is negative or
-        NaN.
+        NaN; mask or lengths do not fit x.
 
     Notes
     -----
@@ -115,7 +121,9 @@ def rms_norm(
 
     Source: Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467.
     """
-    return _run(_rms_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset))
+    return _run(
+        _calls.rms_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset, mask=mask, lengths=lengths)
+    )
 
 
 def group_norm(
@@ -126,6 +134,8 @@ def group_norm(
     *,
     axis: int = 1,
     eps: float = 1e-5,
+    mask: Array | None = None,
+    lengths: Array | None = None,
 ) -> Array:
     """Normalize every sample over groups of neighbouring channels, in training and inference alike.
 
@@ -139,6 +149,10 @@ def group_norm(
     weight, bias : array of shape (channels,), or None
     axis : the channel axis; negative values count from the end
     eps : a number >= 0, added to the variance
+    mask : boolean array that broadcasts to x, or None. Statistics are taken over the elements where it is true; where
+        it is false, x may be anything, and y and the gradient of x are zero
+    lengths : int32 or int64 array of shape (samples,), or None. In place of a mask: how many positions of each sample
+        are valid, along the first axis that is neither axis 0 nor the channels'
 
     Returns
     -------
@@ -150,7 +164,7 @@ def group_norm(
         x is no floating-point array, or a parameter is of another library.
     ValueError
         num_groups does not divide the channels, the axis is out of range or empty, a parameter has another shape or
-        device, or eps is negative or NaN.
+        device, or eps is negative or NaN; mask or lengths do not fit x.
 
     Notes
     -----
@@ -166,11 +180,18 @@ def group_norm(
 
     Source: Wu, He, "Group Normalization", arXiv:1803.08494.
     """
-    return _run(_group_norm(x, num_groups, weight, bias, axis=axis, eps=eps))
+    return _run(_calls.group_norm(x, num_groups, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
 
 
 def instance_norm(
-    x: Array, weight: Array | None = None, bias: Array | None = None, *, axis: int = 1, eps: float = 1e-5
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    mask: Array | None = None,
+    lengths: Array | None = None,
 ) -> Array:
     """Normalize every channel of every sample by its own statistics.
 
@@ -183,6 +204,10 @@ def instance_norm(
     weight, bias : array of shape (channels,), or None
     axis : the channel axis; negative values count from the end
     eps : a number >= 0, added to the variance
+    mask : boolean array that broadcasts to x, or None. Statistics are taken over the elements where it is true; where
+        it is false, x may be anything, and y and the gradient of x are zero
+    lengths : int32 or int64 array of shape (samples,), or None. In place of a mask: how many positions of each sample
+        are valid, along the first axis that is neither axis 0 nor the channels'
 
     Returns
     -------
@@ -194,7 +219,7 @@ def instance_norm(
         x is no floating-point array, or a parameter is of another library.
     ValueError
         There is no axis besides samples and channels, the axis is out of range or empty, a parameter has another shape
-        or device, or eps is negative or NaN.
+        or device, or eps is negative or NaN; mask or lengths do not fit x.
 
     Notes
     -----
@@ -209,7 +234,7 @@ def instance_norm(
 
     Source: Ulyanov, Vedaldi, Lempitsky, "Instance Normalization", arXiv:1607.08022.
     """
-    return _run(_instance_norm(x, weight, bias, axis=axis, eps=eps))
+    return _run(_calls.instance_norm(x, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
 
 
 def batch_norm(
@@ -221,6 +246,8 @@ def batch_norm(
     *,
     axis: int = 1,
     eps: float = 1e-5,
+    mask: Array | None = None,
+    lengths: Array | None = None,
 ) -> Array:
     """Normalize channels by given statistics: batch norm in inference.
 
@@ -233,6 +260,10 @@ def batch_norm(
     weight, bias : array of shape (channels,), or None
     axis : the channel axis; negative values count from the end
     eps : a number >= 0, added to the variance
+    mask : boolean array that broadcasts to x, or None. Where it is false, x may be anything, and y and the gradient of
+        x are zero
+    lengths : int32 or int64 array of shape (samples,), or None. In place of a mask: how many positions of each sample
+        are valid, along the first axis that is neither axis 0 nor the channels'
 
     Returns
     -------
@@ -244,7 +275,7 @@ def batch_norm(
         x is no floating-point array, or another array is of another library.
     ValueError
         The axis is out of range or empty, statistics or parameters have another shape or device, var is negative, or
-        eps is negative or NaN.
+        eps is negative or NaN; mask or lengths do not fit x.
 
     Notes
     -----
@@ -261,7 +292,7 @@ def batch_norm(
 
     Source: Ioffe, Szegedy, "Batch Normalization", arXiv:1502.03167.
     """
-    return _run(_batch_norm(x, mean, var, weight, bias, axis=axis, eps=eps))
+    return _run(_calls.batch_norm(x, mean, var, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
 
 
 def batch_norm_train(
@@ -272,6 +303,7 @@ def batch_norm_train(
     axis: int = 1,
     eps: float = 1e-5,
     mask: Array | None = None,
+    lengths: Array | None = None,
 ) -> tuple[Array, BatchStats]:
     """Normalize channels by the statistics of this batch, and return those: batch norm in training.
 
@@ -285,7 +317,9 @@ def batch_norm_train(
     axis : the channel axis; negative values count from the end
     eps : a number >= 0, added to the variance
     mask : boolean array that broadcasts to x, or None. Statistics are taken over the elements where it is true; where
-        it is false, y and the gradient of x are zero
+        it is false, x may be anything, and y and the gradient of x are zero
+    lengths : int32 or int64 array of shape (samples,), or None. In place of a mask: how many positions of each sample
+        are valid, along the first axis that is neither axis 0 nor the channels'
 
     Returns
     -------
@@ -298,8 +332,8 @@ def batch_norm_train(
     TypeError
         x is no floating-point array, or another array is of another library.
     ValueError
-        There is one value per channel, the axis is out of range or empty, a parameter has another shape or device, the
-        mask does not broadcast to x, or eps is negative or NaN.
+        There is one value per channel, the axis is out of range or empty, a parameter has another shape or device, or
+        eps is negative or NaN; mask or lengths do not fit x.
 
     Notes
     -----
@@ -308,7 +342,7 @@ def batch_norm_train(
 
     Source: Ioffe, Szegedy, "Batch Normalization", arXiv:1502.03167.
     """
-    backend, plan, operands = _batch_norm_train(x, weight, bias, axis=axis, eps=eps, mask=mask)
+    backend, plan, operands = _calls.batch_norm_train(x, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths)
     y, stats = backend.apply(plan, operands)
     assert stats is not None
     return y, stats
@@ -358,96 +392,11 @@ def _run(call: Call) -> Array:
     return backend.apply(plan, operands)[0]
 
 
-def _layer_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-5) -> Call:
-    backend, plan = _planned(x, _layer_plan, axis, eps)
-    return backend, plan, check.operands(backend, plan.param_shape, Operands(x, weight, bias))
-
-
-def _rms_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-6, weight_offset=0.0) -> Call:
-    backend, plan = _planned(x, _rms_plan, axis, eps, weight_offset)
-    return backend, plan, check.operands(backend, plan.param_shape, Operands(x, weight, bias))
-
-
-def _group_norm(x, num_groups, weight=None, bias=None, *, axis=1, eps=1e-5) -> Call:
-    backend, plan = _planned(x, _group_plan, num_groups, axis, eps)
-    return backend, plan, check.operands(backend, plan.param_shape, Operands(x, weight, bias))
-
-
-def _instance_norm(x, weight=None, bias=None, *, axis=1, eps=1e-5) -> Call:
-    backend, plan = _planned(x, _instance_plan, axis, eps)
-    return backend, plan, check.operands(backend, plan.param_shape, Operands(x, weight, bias))
-
-
-def _batch_norm(x, mean, var, weight=None, bias=None, *, axis=1, eps=1e-5) -> Call:
-    backend, plan = _planned(x, _batch_plan, axis, eps)
-    if mean is None or var is None:
-        check.backend_of("mean" if mean is None else "var", None)
-    operands = check.operands(backend, plan.param_shape, Operands(x, weight, bias, mean, var))
-    check.variance(backend, "var", var)
-    return backend, plan, operands
-
-
-def _batch_norm_train(x, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None) -> Call:
-    backend, plan = _planned(x, _batch_train_plan, axis, eps)
-    if mask is not None:
-        check.mask(backend, x, mask)
-    return backend, plan, check.operands(backend, plan.param_shape, Operands(x, weight, bias, None, None, mask))
-
-
 _BINDERS: dict[Callable, Callable[..., Call]] = {
-    layer_norm: _layer_norm,
-    rms_norm: _rms_norm,
-    group_norm: _group_norm,
-    instance_norm: _instance_norm,
-    batch_norm: _batch_norm,
-    batch_norm_train: _batch_norm_train,
+    layer_norm: _calls.layer_norm,
+    rms_norm: _calls.rms_norm,
+    group_norm: _calls.group_norm,
+    instance_norm: _calls.instance_norm,
+    batch_norm: _calls.batch_norm,
+    batch_norm_train: _calls.batch_norm_train,
 }
-
-
-def _layer_plan(shape: Shape, axis, eps) -> Plan:
-    return plans.layer_plan(shape, check.several_axes(axis, shape), check.epsilon(eps))
-
-
-def _rms_plan(shape: Shape, axis, eps, weight_offset) -> Plan:
-    offset = check.finite("weight_offset", weight_offset)
-    return plans.rms_plan(shape, check.several_axes(axis, shape), check.epsilon(eps), offset)
-
-
-def _group_plan(shape: Shape, num_groups, axis, eps) -> Plan:
-    index = check.channel_axis(axis, shape)
-    plan = plans.group_plan(shape, check.groups(num_groups, shape[index]), index, check.epsilon(eps))
-    check.reduces(plan)
-    return plan
-
-
-def _instance_plan(shape: Shape, axis, eps) -> Plan:
-    plan = plans.instance_plan(shape, check.channel_axis(axis, shape), check.epsilon(eps))
-    check.reduces(plan)
-    return plan
-
-
-def _batch_plan(shape: Shape, axis, eps) -> Plan:
-    return plans.batch_plan(shape, check.channel_axis(axis, shape), check.epsilon(eps), given=True)
-
-
-def _batch_train_plan(shape: Shape, axis, eps) -> Plan:
-    plan = plans.batch_plan(shape, check.channel_axis(axis, shape), check.epsilon(eps), given=False)
-    check.reduces(plan)
-    check.several_values(plan)
-    return plan
-
-
-@functools.lru_cache(maxsize=4096, typed=True)
-def _remembered(build: Callable[..., Plan], *args: Any) -> Plan:
-    return build(*args)
-
-
-def _planned(x: Array, build: Callable[..., Plan], *args: Any) -> tuple[Backend, Plan]:
-    backend, shape = check.array("x", x)
-    if backend.tracing():
-        return backend, build(shape, *args)
-    try:
-        return backend, _remembered(build, shape, *args)
-    except TypeError:
-        # A list of axes, or an argument that is refused in a moment, cannot be looked up.
-        return backend, build(shape, *args)

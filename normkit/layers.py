@@ -7,7 +7,7 @@ from typing import Any
 from . import _validate as check
 from . import functional
 from ._dispatch import backend_of
-from ._layer import Array, Layer, Pullback, call, namespace
+from ._layer import Array, Layer, namespace
 from .core.plan import product
 from .stats import RunningStats
 
@@ -78,8 +78,8 @@ class LayerNorm(Layer):
         lengths = check.lengths("normalized_shape", normalized_shape)
         super().__init__(lengths, axis, eps, affine, bias, dtype, device, backend)
 
-    def _run(self, run, x):
-        return run(functional.layer_norm, x, self.weight, self.bias, axis=self._axes, eps=self.eps)
+    def _run(self, run, x, **valid):
+        return run(functional.layer_norm, x, self.weight, self.bias, axis=self._axes, eps=self.eps, **valid)
 
 
 class RMSNorm(Layer):
@@ -138,8 +138,8 @@ class RMSNorm(Layer):
         lengths = check.lengths("normalized_shape", normalized_shape)
         super().__init__(lengths, axis, eps, affine, bias, dtype, device, backend, weight=1 - self.weight_offset)
 
-    def _run(self, run, x):
-        options = {"axis": self._axes, "eps": self.eps, "weight_offset": self.weight_offset}
+    def _run(self, run, x, **valid):
+        options = {"axis": self._axes, "eps": self.eps, "weight_offset": self.weight_offset, **valid}
         return run(functional.rms_norm, x, self.weight, self.bias, **options)
 
 
@@ -194,8 +194,8 @@ class GroupNorm(Layer):
         self.num_groups = check.groups(num_groups, self.num_channels)
         super().__init__((self.num_channels,), axis, eps, affine, bias, dtype, device, backend)
 
-    def _run(self, run, x):
-        options = {"axis": self._axes[0], "eps": self.eps}
+    def _run(self, run, x, **valid):
+        options = {"axis": self._axes[0], "eps": self.eps, **valid}
         return run(functional.group_norm, x, self.num_groups, self.weight, self.bias, **options)
 
 
@@ -246,8 +246,8 @@ class InstanceNorm(Layer):
         self.num_features = check.positive_int("num_features", num_features)
         super().__init__((self.num_features,), axis, eps, affine, bias, dtype, device, backend)
 
-    def _run(self, run, x):
-        return run(functional.instance_norm, x, self.weight, self.bias, axis=self._axes[0], eps=self.eps)
+    def _run(self, run, x, **valid):
+        return run(functional.instance_norm, x, self.weight, self.bias, axis=self._axes[0], eps=self.eps, **valid)
 
 
 class BatchNorm(Layer):
@@ -321,45 +321,14 @@ class BatchNorm(Layer):
         wide = "float64" if self.dtype == "float64" else "float32"
         self.running = RunningStats(*(self._filled(start, wide, device, backend) for start in (0.0, 1.0)))
 
-    def __call__(self, x: Array, *, mask: Array | None = None) -> Array:
-        """Normalize x; in training, update the running statistics.
-
-        ``mask`` is a boolean array that broadcasts to x, or None: where it is false, y is zero, and statistics are
-        taken over the rest.
-        """
-        return self._apply(call, x, mask=mask)[0]
-
-    def vjp(self, x: Array, *, mask: Array | None = None) -> tuple[Array, Pullback]:
-        """``layer(x, mask=mask)``, and the function from the gradient of y to those of x and of the parameters.
-
-        ``pullback(dy)`` returns ``(dx, {"weight": ..., "bias": ...})``, with the parameters that the layer has. In
-        training this updates the running statistics, as the call does.
-        """
-        return self._named(*self._apply(functional.vjp, x, mask=mask))
-
-    def _run(self, run, x, mask=None):
-        axis, params = {"axis": self._axes[0], "eps": self.eps}, (self.weight, self.bias)
+    def _run(self, run, x, **valid):
+        options = {"axis": self._axes[0], "eps": self.eps, **valid}
         if self.training and not self._lone(x):
-            (y, stats), pullback = run(functional.batch_norm_train, x, *params, **axis, mask=mask)
+            (y, stats), pullback = run(functional.batch_norm_train, x, self.weight, self.bias, **options)
             self.running = self.running.update(stats, self.momentum, self.unbiased)
             return y, pullback
         mean, var, _ = self.running
-        if mask is None:
-            return run(functional.batch_norm, x, mean, var, *params, **axis)
-
-        backend = backend_of("x", x)
-        check.mask(backend, x, mask)
-        xp, shape = backend.namespace(x), tuple(backend.shape(x))
-
-        def masked(a: Array) -> Array:
-            return xp.where(mask, a, xp.zeros_like(a))
-
-        def through(dy: Array) -> tuple[Array, ...]:
-            check.companion(backend, x, "dy", dy, shape)
-            return pullback(masked(dy))
-
-        y, pullback = run(functional.batch_norm, masked(x), mean, var, *params, **axis)
-        return masked(y), through
+        return run(functional.batch_norm, x, mean, var, self.weight, self.bias, **options)
 
     def _held(self):
         return self.running.mean

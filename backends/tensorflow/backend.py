@@ -65,6 +65,10 @@ class TensorflowBackend(ArrayBackend):
             return 0.0
         return min(float(x.numpy().astype("f8", copy=False).min()), 0.0)
 
+    def positions(self, x: Array, axis: int, dtype: Any) -> Array:
+        n = tf.shape(x)[axis]
+        return tf.reshape(tf.cast(tf.range(n), dtype), [n, *(1 for _ in x.shape[axis + 1 :])])
+
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
         served = False
         if _eager(operands):

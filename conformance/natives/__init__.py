@@ -1,8 +1,8 @@
 """Every framework's own layers, spelled like normkit's functions: same arguments, same parameters, eps always explicit.
 
-A module here has a ``NAME``, the six functions (``batch_norm_train`` returns y alone), a :class:`Convention` and
-``running_statistics(steps, dtype, *, axis, momentum)``, with momentum as the weight of the old value. What the
-framework cannot do raises :class:`Unsupported` with the reason.
+A module here has a ``NAME``, the six functions (``batch_norm_train`` returns y alone; they have a ``mask`` where the
+layer has one), a :class:`Convention` and ``running_statistics(steps, dtype, *, axis, momentum)``, with momentum as the
+weight of the old value. What the framework cannot do raises :class:`Unsupported` with the reason.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""flax.nnx's own layers with their defaults, but for eps and a dtype that stays x's."""
+"""flax.nnx's own layers with their defaults, but for eps, a dtype that stays x's, and zeros where a mask is false."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ Array = Any
 _LAST = "flax has the channels last"
 
 
-def layer_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-5) -> Array:
+def layer_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-5, mask=None) -> Array:
     """flax.nnx.LayerNorm: any axes."""
     axes = axes_of(axis, x.ndim)
     only(len(axes) == 1 or weight is bias is None, "flax.nnx.LayerNorm makes parameters of one axis only")
-    return _called(nnx.LayerNorm, x, weight, bias, axes[-1], eps, reduction_axes=axes, feature_axes=axes)
+    return _called(nnx.LayerNorm, x, weight, bias, axes[-1], eps, mask, reduction_axes=axes, feature_axes=axes)
 
 
-def rms_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-6, weight_offset=0.0) -> Array:
+def rms_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-6, weight_offset=0.0, mask=None) -> Array:
     """flax.nnx.RMSNorm: any axes, no bias."""
     only(bias is None, "flax.nnx.RMSNorm has no bias")
     only(weight_offset == 0, "flax.nnx.RMSNorm has no weight_offset")
     axes = axes_of(axis, x.ndim)
     only(len(axes) == 1 or weight is None, "flax.nnx.RMSNorm makes parameters of one axis only")
     options = {"use_scale": weight is not None, "reduction_axes": axes, "feature_axes": axes}
-    return _filled(_built(nnx.RMSNorm, x, axes[-1], eps, **options), weight, None)(x)
+    return _masked(_filled(_built(nnx.RMSNorm, x, axes[-1], eps, **options), weight, None), x, mask)
 
 
-def group_norm(x, num_groups, weight=None, bias=None, *, axis=1, eps=1e-5) -> Array:
+def group_norm(x, num_groups, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None) -> Array:
     """flax.nnx.GroupNorm."""
     only(axes_of(axis, x.ndim) == (x.ndim - 1,), _LAST)
-    return _called(nnx.GroupNorm, x, weight, bias, -1, eps, num_groups=num_groups)
+    return _called(nnx.GroupNorm, x, weight, bias, -1, eps, mask, num_groups=num_groups)
 
 
-def instance_norm(x, weight=None, bias=None, *, axis=1, eps=1e-5) -> Array:
+def instance_norm(x, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None) -> Array:
     """flax.nnx.InstanceNorm."""
-    return _called(nnx.InstanceNorm, x, weight, bias, axis, eps, feature_axes=axis)
+    return _called(nnx.InstanceNorm, x, weight, bias, axis, eps, mask, feature_axes=axis)
 
 
 def batch_norm(x, mean, var, weight=None, bias=None, *, axis=1, eps=1e-5) -> Array:
@@ -55,9 +55,8 @@ def batch_norm(x, mean, var, weight=None, bias=None, *, axis=1, eps=1e-5) -> Arr
 
 
 def batch_norm_train(x, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None) -> Array:
-    """flax.nnx.BatchNorm in training; it takes a mask, and leaves y as it falls where the mask is false."""
-    y = _batch_norm(x, weight, bias, axis, eps, use_running_average=False)(x, mask=mask)
-    return y if mask is None else jnp.where(mask, y, 0)
+    """flax.nnx.BatchNorm in training."""
+    return _masked(_batch_norm(x, weight, bias, axis, eps, use_running_average=False), x, mask)
 
 
 def running_statistics(steps, dtype, *, axis=-1, momentum: float | None = 0.9) -> tuple[Array, Array]:
@@ -74,9 +73,13 @@ def _batch_norm(x, weight, bias, axis, eps, **options):
     return _filled(_built(nnx.BatchNorm, x, axis, eps, axis=axis, **affine, **options), weight, bias)
 
 
-def _called(kind, x, weight, bias, axis, eps, **options):
+def _called(kind, x, weight, bias, axis, eps, mask, **options):
     affine = {"use_scale": weight is not None, "use_bias": bias is not None}
-    return _filled(_built(kind, x, axis, eps, **affine, **options), weight, bias)(x)
+    return _masked(_filled(_built(kind, x, axis, eps, **affine, **options), weight, bias), x, mask)
+
+
+def _masked(layer, x, mask):
+    return layer(x) if mask is None else jnp.where(mask, layer(x, mask=mask), 0)
 
 
 def _built(kind, x, feature, eps, **options):

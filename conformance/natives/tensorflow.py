@@ -41,9 +41,8 @@ def batch_norm(x, mean, var, weight=None, bias=None, *, axis=1, eps=1e-5) -> Arr
     return tf.nn.batch_normalization(x, mean, var, bias, weight, eps)
 
 
-def batch_norm_train(x, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None) -> Array:
+def batch_norm_train(x, weight=None, bias=None, *, axis=1, eps=1e-5) -> Array:
     """tf.compat.v1.nn.fused_batch_norm."""
-    only(mask is None, "the fused batch norm has no mask")
     return _fused(x, weight, bias, axis, eps)[0]
 
 

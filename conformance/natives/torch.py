@@ -49,9 +49,8 @@ def batch_norm(x, mean, var, weight=None, bias=None, *, axis=1, eps=1e-5) -> Arr
     return F.batch_norm(x, mean.detach(), var.detach(), weight, bias, training=False, eps=eps)
 
 
-def batch_norm_train(x, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None) -> Array:
+def batch_norm_train(x, weight=None, bias=None, *, axis=1, eps=1e-5) -> Array:
     """torch.nn.functional.batch_norm in training."""
-    only(mask is None, "torch's BatchNorm has no mask")
     only(axes_of(axis, x.ndim) == (1,), _CHANNELS)
     only(eps > 0, "torch's BatchNorm wants eps > 0 in training")
     return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)

@@ -138,7 +138,7 @@ def _part(x: Array, axis: int, start: int, stop: int) -> Array:
 def moments(
     xp, plan: Plan, x: Array, mask: Array | None, habits: Habits, count: Array | int
 ) -> tuple[Array, Array, Moments]:
-    """Centre ``x`` (in the accumulation dtype, shaped ``plan.view``), and find its spread.
+    """Centre ``x`` (in the accumulation dtype, shaped ``plan.view``, zero where masked), and find its spread.
 
     ``d = x - m`` is exact where it matters, because ``m`` is near ``x``; its mean is the rounding error of ``m``, taken
     out again. Where squares of ``d`` would overflow or vanish, they are formed of ``d`` times a power of two.
@@ -156,16 +156,15 @@ def moments(
     if mask is not None:
         valid = xp.where(mask, xp.ones_like(x), xp.zeros_like(x))
         count = total(xp, valid, plan.axes, habits)
-        x = _masked(xp, mask, x)
     divisor = at_least_one(xp, count)
     limits = _FLOAT64 if x.dtype == xp.float64 else _FLOAT32
 
     d, mean, residue = x, None, None
     if plan.center:
         mean = average(x)
-        shifted = _masked(xp, mask, x - mean)
+        shifted = masked(xp, mask, x - mean)
         residue = average(shifted)
-        d = _masked(xp, mask, shifted - residue)
+        d = masked(xp, mask, shifted - residue)
 
     def plain():
         square = average(d * d)
@@ -207,7 +206,8 @@ def at_least_one(xp, count: Array | int) -> Array | int:
     return xp.maximum(count, xp.ones_like(count))
 
 
-def _masked(xp, mask: Array | None, values: Array) -> Array:
+def masked(xp, mask: Array | None, values: Array) -> Array:
+    """The values where the mask is true, and zero elsewhere."""
     return values if mask is None else xp.where(mask, values, xp.zeros_like(values))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .moments import Habits, Moments, accumulation_dtype, at_least_one, is_number, moments, total
+from .moments import Habits, Moments, accumulation_dtype, at_least_one, is_number, masked, moments, total
 from .plan import Plan
 
 Array = Any
@@ -57,8 +57,9 @@ def forward(
 
     ``count`` stands in for ``plan.count`` where a traced graph does not know it.
     """
-    x, mask = _viewed(xp, plan, operands.x), operands.mask
+    x, mask = _viewed(xp, plan, operands.x), _mask_view(xp, plan, operands.mask)
     dtype = x.dtype
+    x = masked(xp, mask, x)
     if operands.mean is not None:
         used = _given_moments(xp, plan, operands, dtype)
         d, factor = x - used.mean, used.rstd
@@ -74,9 +75,7 @@ def forward(
         y = y * _weight_view(xp, plan, operands.weight, dtype)
     if operands.bias is not None:
         y = y + _param_view(xp, plan, operands.bias, dtype)
-    if mask is not None:
-        y = xp.where(mask, y, xp.zeros_like(y))
-    return _unviewed(xp, plan, y, operands.x), used
+    return _unviewed(xp, plan, masked(xp, mask, y), operands.x), used
 
 
 def vjp(
@@ -100,19 +99,15 @@ def vjp(
 
         dx = rstd * g,  dmean = -sum(rstd * g),  dvar = -1/2 * sum(g * x̂) * rstd**2
     """
-    x, mask = _viewed(xp, plan, operands.x), operands.mask
+    x, mask = _viewed(xp, plan, operands.x), _mask_view(xp, plan, operands.mask)
     dtype = x.dtype
-    dy = _viewed(xp, plan, dy, dtype)
-    if mask is not None:
-        dy = xp.where(mask, dy, xp.zeros_like(dy))
-    xhat = x
+    dy = masked(xp, mask, _viewed(xp, plan, dy, dtype))
+    xhat = masked(xp, mask, x)
     if used.mean is not None:
         xhat = xhat - used.mean
     if used.residue is not None:
         xhat = xhat - used.residue
-    xhat = xhat * used.rstd
-    if mask is not None:
-        xhat = xp.where(mask, xhat, xp.zeros_like(xhat))
+    xhat = masked(xp, mask, xhat * used.rstd)
 
     def summed(values, axes):
         return total(xp, values, axes, habits)
@@ -139,9 +134,7 @@ def vjp(
         dx = g - xhat * (summed(g * xhat, plan.axes) / divisor)
         if plan.center:
             dx = dx - summed(g, plan.axes) / divisor
-        dx = dx * used.rstd
-        if mask is not None:
-            dx = xp.where(mask, dx, xp.zeros_like(dx))
+        dx = masked(xp, mask, dx * used.rstd)
     if dx is not None:
         dx = _unviewed(xp, plan, dx, operands.x)
     return Gradients(dx, dweight, dbias, dmean, dvar)
@@ -168,6 +161,19 @@ def _viewed(xp, plan: Plan, x: Array, dtype=None) -> Array:
 def _unviewed(xp, plan: Plan, y: Array, x: Array) -> Array:
     y = xp.astype(y, x.dtype, copy=False)
     return y if plan.view == plan.shape else xp.reshape(y, x.shape)
+
+
+def _mask_view(xp, plan: Plan, mask: Array | None) -> Array | None:
+    """A mask that broadcasts to the view as it broadcast to x."""
+    if mask is None or plan.view == plan.shape:
+        return mask
+    (axis,) = plan.features
+    shape = list(mask.shape)
+    at = axis - len(plan.shape) + len(shape)
+    if at < 0:
+        return mask
+    shape[at : at + 1] = (1, 1) if shape[at] == 1 else plan.view[axis : axis + 2]
+    return xp.reshape(mask, tuple(shape))
 
 
 def _param_view(xp, plan: Plan, param: Array, dtype) -> Array:

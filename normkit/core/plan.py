@@ -49,6 +49,19 @@ class Plan:
         """Whether ``x`` is known to hold no element."""
         return 0 in self.shape
 
+    @property
+    def features(self) -> tuple[int, ...]:
+        """The axes of ``x`` that have parameters: layer and RMS norm's reduced axes, the others' channel axis."""
+        if self.layer in ("layer_norm", "rms_norm"):
+            return self.axes
+        return (max(a for a in range(len(self.view)) if a not in self.axes),)
+
+    @property
+    def positions(self) -> int | None:
+        """The axis that the lengths of samples count along; ``None`` where there is none."""
+        others = [a for a in range(len(self.shape)) if a not in self.features]
+        return others[1] if len(others) > 1 and others[0] == 0 else None
+
 
 def product(sizes) -> Size:
     """The product of axis lengths, ``None`` if one of them is unknown."""

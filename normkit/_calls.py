@@ -1,0 +1,106 @@
+"""Calls of the functions, checked and planned, before a backend has them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from . import _validate as check
+from .backends import Backend
+from .core import plan as plans
+from .core.normalize import Operands
+from .core.plan import Plan, Shape
+
+Array = Any
+
+#: By whom, what is to be done, to which arrays. A plain tuple: the others take longer to make.
+Call = tuple[Backend, Plan, Operands]
+
+
+def layer_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-5, mask=None, lengths=None) -> Call:
+    return _checked(*_planned(x, _layer_plan, axis, eps), Operands(x, weight, bias, None, None, mask), lengths)
+
+
+def rms_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-6, weight_offset=0.0, mask=None, lengths=None) -> Call:
+    return _checked(
+        *_planned(x, _rms_plan, axis, eps, weight_offset), Operands(x, weight, bias, None, None, mask), lengths
+    )
+
+
+def group_norm(x, num_groups, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None, lengths=None) -> Call:
+    return _checked(
+        *_planned(x, _group_plan, num_groups, axis, eps), Operands(x, weight, bias, None, None, mask), lengths
+    )
+
+
+def instance_norm(x, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None, lengths=None) -> Call:
+    return _checked(*_planned(x, _instance_plan, axis, eps), Operands(x, weight, bias, None, None, mask), lengths)
+
+
+def batch_norm(x, mean, var, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None, lengths=None) -> Call:
+    backend, plan = _planned(x, _batch_plan, axis, eps)
+    if mean is None or var is None:
+        check.backend_of("mean" if mean is None else "var", None)
+    call = _checked(backend, plan, Operands(x, weight, bias, mean, var, mask), lengths)
+    check.variance(backend, "var", var)
+    return call
+
+
+def batch_norm_train(x, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None, lengths=None) -> Call:
+    return _checked(*_planned(x, _batch_train_plan, axis, eps), Operands(x, weight, bias, None, None, mask), lengths)
+
+
+def _checked(backend: Backend, plan: Plan, operands: Operands, lengths: Array | None) -> Call:
+    if lengths is not None or operands.mask is not None:
+        operands = operands._replace(mask=check.valid(backend, plan, operands.x, operands.mask, lengths))
+    return backend, plan, check.operands(backend, plan.param_shape, operands)
+
+
+def _layer_plan(shape: Shape, axis, eps) -> Plan:
+    return plans.layer_plan(shape, check.several_axes(axis, shape), check.epsilon(eps))
+
+
+def _rms_plan(shape: Shape, axis, eps, weight_offset) -> Plan:
+    offset = check.finite("weight_offset", weight_offset)
+    return plans.rms_plan(shape, check.several_axes(axis, shape), check.epsilon(eps), offset)
+
+
+def _group_plan(shape: Shape, num_groups, axis, eps) -> Plan:
+    index = check.channel_axis(axis, shape)
+    plan = plans.group_plan(shape, check.groups(num_groups, shape[index]), index, check.epsilon(eps))
+    check.reduces(plan)
+    return plan
+
+
+def _instance_plan(shape: Shape, axis, eps) -> Plan:
+    plan = plans.instance_plan(shape, check.channel_axis(axis, shape), check.epsilon(eps))
+    check.reduces(plan)
+    return plan
+
+
+def _batch_plan(shape: Shape, axis, eps) -> Plan:
+    return plans.batch_plan(shape, check.channel_axis(axis, shape), check.epsilon(eps), given=True)
+
+
+def _batch_train_plan(shape: Shape, axis, eps) -> Plan:
+    plan = plans.batch_plan(shape, check.channel_axis(axis, shape), check.epsilon(eps), given=False)
+    check.reduces(plan)
+    check.several_values(plan)
+    return plan
+
+
+@functools.lru_cache(maxsize=4096, typed=True)
+def _remembered(build: Callable[..., Plan], *args: Any) -> Plan:
+    return build(*args)
+
+
+def _planned(x: Array, build: Callable[..., Plan], *args: Any) -> tuple[Backend, Plan]:
+    backend, shape = check.array("x", x)
+    if backend.tracing():
+        return backend, build(shape, *args)
+    try:
+        return backend, _remembered(build, shape, *args)
+    except TypeError:
+        # A list of axes, or an argument that is refused in a moment, cannot be looked up.
+        return backend, build(shape, *args)
