@@ -276,7 +276,7 @@ def _rows(
     figures: Callable[[ModuleType], tuple[float, float]] | None,
 ) -> list[Measurement]:
     kind = inputs.stats_dtype(dtype) if quantity == "running" else dtype
-    limit = tolerance(quantity, kind, library.name, input_name)
+    limit = tolerance(quantity, kind, "" if path == "kernel" else library.name, input_name)
 
     def row(native: str, native_error: float, distance: float, reason: str = "") -> Measurement:
         place = (library.name, case.layer, dtype, quantity, input_name, case.layout)

@@ -12,7 +12,7 @@ from normkit.conformance.tolerances import tolerance, units
 if not kernels.info()["built"]:
     pytest.skip("the kernels are not built into this installation", allow_module_level=True)
 
-SERVED = ("numpy", "torch", "tensorflow")
+SERVED = ("numpy", "torch", "tensorflow", "jax")
 
 
 @pytest.fixture(autouse=True)
@@ -53,12 +53,12 @@ def _compare(library, case, dtype):
         apart(gradient, others[name], "gradient", scales[name])
 
 
-@pytest.mark.grid(cases=cases.CASES, dtypes=["float32"])
+@pytest.mark.grid(cases=cases.CASES, thrifty=cases.SHORT, dtypes=["float32"])
 def test_float32_is_the_core_s(library, dtype, case):
     _compare(library, case, dtype)
 
 
-@pytest.mark.grid(cases=cases.SHORT, dtypes=["float64", "float16", "bfloat16"])
+@pytest.mark.grid(cases=cases.SHORT, thrifty=cases.SHORTEST, dtypes=["float64", "float16", "bfloat16"])
 def test_other_dtypes_are_the_core_s(library, dtype, case):
     _compare(library, case, dtype)
 

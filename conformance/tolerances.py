@@ -71,7 +71,7 @@ TABLE = (
 
 _ONE_BY_ONE = "XLA adds the squares of 188 like values to a large one, one by one, and JAX has no float64 to add in"
 
-#: Where a library falls short of the table, by library and input, and by how much.
+#: Where a library falls short of the table, by library and input, and by how much: where no kernel serves the call.
 SHORTFALLS = {
     ("jax", "near-constant"): (
         Tolerance("forward", "float32", 8, f"{_ONE_BY_ONE}: 6.5 units"),
@@ -83,7 +83,10 @@ _ROWS = {(row.quantity, row.dtype): row for row in TABLE}
 
 
 def tolerance(quantity: str, dtype: str, library: str = "", name: str = "") -> Tolerance:
-    """The row of the table for ``quantity`` in ``dtype``, or of a library's shortfall on the input of this name."""
+    """The row of the table for ``quantity`` in ``dtype``, or of a library's shortfall on the input of this name.
+
+    A call that a kernel served has no library's shortfalls.
+    """
     for row in SHORTFALLS.get((library, name), ()):
         if (row.quantity, row.dtype) == (quantity, dtype):
             return row

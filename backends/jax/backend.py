@@ -9,20 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from normkit.backends import kernels
+from normkit.backends.jax import fused
+from normkit.backends.jax.fused import HABITS
 from normkit.backends.protocol import Array, ArrayBackend
-from normkit.core.moments import Habits, Plain, Rescued
 from normkit.core.normalize import BatchStats, Gradients, Operands, forward, returned_stats, vjp
 from normkit.core.plan import Plan
-
-
-def rescue_by_cond(plain: Plain, rescued: Rescued) -> tuple[Array, ...]:
-    """Under XLA the predicate is data: one branch runs on the device, both under vmap."""
-    right, result = plain()
-    return jax.lax.cond(right, lambda: result, rescued)
-
-
-#: XLA's reductions are trees: float32 suffices.
-HABITS = Habits(rescue=rescue_by_cond)
 
 
 class JaxBackend(ArrayBackend):
@@ -35,44 +27,54 @@ class JaxBackend(ArrayBackend):
         super().__init__(jnp)
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
-        return _apply(plan, operands)
+        return _compiled(plan, kernels.mode)(*operands)
 
     def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
-        (y, stats), saved = _jitted_forward(plan, operands)
-        return y, stats, lambda dy: _jitted_vjp(plan, saved, dy)
+        mode = kernels.mode
+        (y, stats), saved = _jitted_forward(plan, mode, operands)
+        return y, stats, lambda dy: _jitted_vjp(plan, mode, saved, dy)
 
     def create(self, values: Any, dtype: str, device: Any | None = None) -> Array:
         return jnp.asarray(values, dtype=dtype, device=device)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _apply(plan: Plan, operands: Operands):
-    return _normalize(plan, operands)
+# Static arguments of jit cost more than this at every call. What was compiled in another mode is not to be found again.
+@functools.lru_cache(maxsize=4096)
+def _compiled(plan: Plan, mode: str) -> Callable[..., tuple[Array, BatchStats | None]]:
+    @jax.jit
+    def apply(*operands):
+        return _normalize(plan, mode, Operands(*operands))
+
+    return apply
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _normalize(plan: Plan, operands: Operands):
-    return _forward(plan, operands)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _normalize(plan: Plan, mode: str, operands: Operands):
+    return _forward(plan, mode, operands, save=False)[0]
 
 
-def _forward(plan, operands):
-    y, used = forward(jnp, plan, operands, HABITS)
+def _forward(plan, mode, operands, save=True):
+    if kernels.accelerates(plan, operands):
+        y, used = fused.forward(plan, operands, save=save)
+    else:
+        y, used = forward(jnp, plan, operands, HABITS)
     return (y, returned_stats(jnp, plan, operands, used)), (operands, used)
 
 
-def _backward(plan, saved, cotangents):
-    operands, used = saved
-    found = vjp(jnp, plan, operands, used, cotangents[0], HABITS)
+def _backward(plan, mode, saved, cotangents):
+    found = _vjp(plan, mode, saved, cotangents[0])
     return (Operands(found.x, found.weight, found.bias, found.mean, found.var, None),)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _jitted_vjp(plan: Plan, saved, dy: Array) -> Gradients:
+def _vjp(plan, mode, saved, dy) -> Gradients:
     operands, used = saved
+    if kernels.accelerates(plan, operands):
+        return fused.vjp(plan, operands, used, dy)
     return vjp(jnp, plan, operands, used, dy, HABITS)
 
 
 #: Outside of jit, each call would compile the conditional anew.
-_jitted_forward = jax.jit(_forward, static_argnums=0)
+_jitted_forward = jax.jit(_forward, static_argnums=(0, 1))
+_jitted_vjp = jax.jit(_vjp, static_argnums=(0, 1))
 
 _normalize.defvjp(_forward, _backward)

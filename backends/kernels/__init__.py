@@ -1,4 +1,4 @@
-"""Fused CPU kernels for NumPy, PyTorch and TensorFlow, and the one place that decides when they serve a call.
+"""Fused CPU kernels for NumPy, PyTorch, TensorFlow and JAX, and the one place that decides when they serve a call.
 
 ``NORMKIT_KERNELS`` is ``1`` (the default: wherever they are of use), ``0`` (never) or ``require`` (a call that they
 cannot serve raises; gradients of gradients, and what a compiler traces, are made of plain operations in any mode).
@@ -42,9 +42,13 @@ class KernelError(RuntimeError):
 
 def accelerates(plan: Plan, operands: Operands) -> bool:
     """Whether a kernel serves this call: then :func:`forward` and :func:`vjp` take the place of the core's."""
+    return mode != "0" and allows(plan, refusal(plan, operands))
+
+
+def allows(plan: Plan, reason: str | None) -> bool:
+    """Whether there is no ``reason`` against a kernel; where one is required, a reason raises."""
     if mode == "0":
         return False
-    reason = refusal(plan, operands)
     if reason is not None and mode == "require" and not plan.empty:
         raise KernelError(f"NORMKIT_KERNELS=require, but no kernel serves this {plan.layer}: {reason}")
     return reason is None
@@ -58,12 +62,14 @@ def refusal(plan: Plan, operands: Operands) -> str | None:
     library = library_of(type(x))
     if library is None:
         return f"arrays of type {type(x).__qualname__} have none."
+    if library.elsewhere is not None:
+        return library.elsewhere
     if mask is not None:
         return "a mask was given."
     layout = library.layout(x)
     if layout is None:
         return "x is not of native floating-point numbers in host memory."
-    if route(plan, layout == "last") is None and (not library.reorders or reordered(plan) is None):
+    if route(plan, layout == "last") is None and reordered(plan) is None:
         return f"there is none for axes {plan.axes} of shape {tuple(plan.view)}, {layout}."
     for operand in (weight, bias, mean, var):
         if operand is not None and library.layout(operand) is None:
@@ -189,6 +195,11 @@ def limit_threads(count: int) -> None:
         _kernels.limit_threads(count)
 
 
+def xla_handler() -> Any:
+    """The kernels as a handler of XLA's foreign function interface, in a capsule."""
+    return _kernels.xla_handler()
+
+
 def info() -> dict[str, Any]:
     """What is in use: the mode, and where the kernels are built the instruction set, threads and page size."""
     if _kernels is None:
@@ -201,6 +212,7 @@ __all__ = [
     "KernelError",
     "Served",
     "accelerates",
+    "allows",
     "batch_stats",
     "forward",
     "info",
@@ -212,4 +224,5 @@ __all__ = [
     "refusal",
     "served",
     "vjp",
+    "xla_handler",
 ]

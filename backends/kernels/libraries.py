@@ -32,13 +32,18 @@ def _find(kind: type):
         from normkit.backends.tensorflow.memory import TensorflowArrays
 
         return TensorflowArrays()
+    jax = sys.modules.get("jax")
+    if jax is not None and issubclass(kind, (jax.Array, jax.core.Tracer)):
+        from normkit.backends.jax.fused import JaxArrays
+
+        return JaxArrays()
     return None
 
 
 class NumpyArrays:
     """NumPy, with the bfloat16 of ml_dtypes as its bits."""
 
-    reorders = True
+    elsewhere: str | None = None
 
     def __init__(self, np) -> None:
         self.np = np
@@ -102,7 +107,7 @@ class NumpyArrays:
 class TorchArrays:
     """PyTorch tensors in host memory."""
 
-    reorders = True
+    elsewhere: str | None = None
 
     def __init__(self, torch) -> None:
         self.torch = torch

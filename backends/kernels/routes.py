@@ -53,7 +53,8 @@ def _remembered(plan: Plan, what: bool | None, find: Callable[[Plan, Any], Any])
         return found[1]
     if len(_memory) > 1024:
         _memory.clear()
-    new = None if None in plan.shape or 0 in plan.shape else find(plan, what)
+    known = all(type(n) is int and n > 0 for n in plan.shape)
+    new = find(plan, what) if known else None
     _memory[id(plan), what] = plan, new
     return new
 

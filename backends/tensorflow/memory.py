@@ -13,7 +13,7 @@ _from_dlpack = tf.experimental.dlpack.from_dlpack
 class TensorflowArrays:
     """Eager tensors in host memory; they are row-major, all of them."""
 
-    reorders = True
+    elsewhere: str | None = None
 
     def __init__(self) -> None:
         with tf.init_scope(), tf.device("CPU:0"):

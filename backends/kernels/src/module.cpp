@@ -1,35 +1,16 @@
 // The Python module: checks the arrays of a call, releases the GIL, and hands their memory to the kernels.
-#include <sys/mman.h>
-#include <unistd.h>
-
-#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
+#include <utility>
 
 #include "arrays.h"
-#include "select.h"
+#include "call.h"
+#include "ffi.h"
 #include "threads.h"
 
 namespace normkit {
 namespace {
-
-constexpr int64_t kParallelBytes = 64 << 10;  // below, starting threads costs more than they save
-constexpr int64_t kHugeBytes = 4 << 20;
-
-const Isa *isa = nullptr;
-bool hugepages = true;
-
-int64_t stream_bytes() {
-  const long cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  return std::max<int64_t>(4 << 20, 2 * std::max<int64_t>(cache, 0) * thread_count());
-}
-
-// Fewer page faults on memory that has not been touched yet; where it has, nothing happens.
-void advise(void *data, int64_t bytes) {
-  if (!hugepages || bytes < kHugeBytes) return;
-  const uintptr_t page = 4096, start = (uintptr_t(data) + page - 1) / page * page, end = (uintptr_t(data) + bytes) / page * page;
-  madvise(reinterpret_cast<void *>(start), end - start, MADV_HUGEPAGE);
-}
 
 enum Argument {
   X, DY, WEIGHT, BIAS, GIVEN_MEAN, GIVEN_VAR, Y, STATS, DWEIGHT, DBIAS, DMEAN, DVAR, ARGUMENTS
@@ -101,16 +82,12 @@ PyObject *call(PyObject *, PyObject *const *values, Py_ssize_t count) {
     if (a.center) a.mean = stats, a.residue = stats + row, stats += 2 * row;
     a.var = stats, a.rstd = stats + row;
   }
-  const int64_t bytes = a.size() * size_of(a.xtype);
-  a.parallel = bytes < kParallelBytes ? serial : parallel;
-  a.stream = bytes > (4 << 20) && bytes > stream_bytes();
   bool done;
-  if (bytes < kParallelBytes) {
-    done = run(*isa, backward, int(kind), a);
+  if (a.size() * size_of(a.xtype) < kParallelBytes) {
+    done = launch(a, backward, int(kind), parallel);
   } else {
     PyThreadState *state = PyEval_SaveThread();
-    if (a.y) advise(a.y, bytes);
-    done = run(*isa, backward, int(kind), a);
+    done = launch(a, backward, int(kind), parallel);
     PyEval_RestoreThread(state);
   }
   if (!done) return PyErr_NoMemory();
@@ -182,8 +159,8 @@ PyObject *info(PyObject *, PyObject *) {
     if (name) PyList_Append(sets, name);
     Py_XDECREF(name);
   }
-  return Py_BuildValue("{s:s,s:N,s:s,s:i,s:O}", "instruction_set", isa->name, "instruction_sets", sets, "threads_of", pool_name(),
-                       "threads", thread_count(), "hugepages", hugepages ? Py_True : Py_False);
+  return Py_BuildValue("{s:s,s:N,s:s,s:i,s:O}", "instruction_set", chosen.isa->name, "instruction_sets", sets, "threads_of", pool_name(),
+                       "threads", thread_count(), "hugepages", chosen.hugepages ? Py_True : Py_False);
 }
 
 PyObject *counts(PyObject *, PyObject *) { return Py_BuildValue("LL", (long long)served(false), (long long)served(true)); }
@@ -195,6 +172,8 @@ PyObject *limit(PyObject *, PyObject *count) {
   limit_threads(int(n));
   Py_RETURN_NONE;
 }
+
+PyObject *xla_handler(PyObject *, PyObject *) { return PyCapsule_New(reinterpret_cast<void *>(xla::handle), nullptr, nullptr); }
 
 PyMethodDef methods[] = {
     {"call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL,
@@ -208,6 +187,7 @@ PyMethodDef methods[] = {
     {"info", info, METH_NOARGS, "The instruction set and the threads in use."},
     {"served", counts, METH_NOARGS, "How many forward and backward calls kernels have served in this process."},
     {"limit_threads", limit, METH_O, "limit_threads(n): use at most n threads; 0 lifts the limit."},
+    {"xla_handler", xla_handler, METH_NOARGS, "The kernels as a handler of XLA's foreign function interface, in a capsule."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernels", "Fused normalization kernels for the CPU.", -1, methods,
@@ -219,8 +199,8 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernels", "Fused normalization ke
 PyMODINIT_FUNC PyInit__kernels() {
   using namespace normkit;
   const char *name = getenv("NORMKIT_ISA"), *pages = getenv("NORMKIT_HUGEPAGES");
-  isa = select_isa(name);
-  if (!isa) return PyErr_Format(PyExc_ImportError, "This processor cannot run the kernels for NORMKIT_ISA=%s.", name ? name : "");
-  hugepages = !pages || strcmp(pages, "0");
+  chosen.isa = select_isa(name);
+  if (!chosen.isa) return PyErr_Format(PyExc_ImportError, "This processor cannot run the kernels for NORMKIT_ISA=%s.", name ? name : "");
+  chosen.hugepages = !pages || strcmp(pages, "0");
   return PyModule_Create(&module);
 }

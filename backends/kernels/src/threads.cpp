@@ -184,6 +184,7 @@ int thread_count() {
 }
 
 void limit_threads(int count) { limit = count; }
+int thread_limit() { return limit; }
 
 const char *pool_name() { return openmp() ? "openmp" : "own"; }
 

@@ -13,6 +13,7 @@ void serial(int64_t tasks, Task task, void *context);
 // How many threads a call from this thread gets; 0 lifts a limit that was set.
 int thread_count();
 void limit_threads(int count);
+int thread_limit();
 const char *pool_name();
 
 }  // namespace normkit
