@@ -43,17 +43,18 @@ def drawn(report: Report) -> Table:
 def markdown(report: Report) -> str:
     """The same for a page, with where the figures come from and the summary."""
     lines = [
-        "| workload | pass | normkit | over floor | native | over floor | times as fast | goal | |",
-        "|---|---|--:|--:|--:|--:|--:|--:|:-:|",
+        "| workload | pass | normkit | over floor | native | over floor | times as fast | goal | limit |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for library, group in _groups(report):
-        lines.append(f"| **{library}** | | | | | | | | |")
+        natives = ", ".join(dict.fromkeys(row.native for row in group if row.native_time))
+        lines.append(f"| **{library}** | | | | {natives} | | | | |")
         for row in group:
             own, native = _floors(row)
             speedup = "" if row.speedup is None else f"{cells.short(row.speedup.median)}×"
-            (goal, met), _ = _bounds(row)
+            bounds = [f"{text} {MARKS[met]}" for text, met in _bounds(row)]
             line = [workload(row), cells.PASSES[row.direction], cells.time(row.time), own, cells.time(row.native_time)]
-            lines.append("| " + " | ".join([*line, native, speedup, goal, MARKS[met]]) + " |")
+            lines.append("| " + " | ".join([*line, native, speedup, *bounds]) + " |")
     return "\n".join([*lines, "", where(report) + ".", "", *(f"{s[0].upper()}{s[1:]}." for s in report.summary())])
 
 

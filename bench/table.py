@@ -38,11 +38,8 @@ def show(console: Console, report: Report) -> None:
         console.print("The run was cut off: what it had not come to is not here.")
     for line in [*_legends(report), *_reasons(report)]:
         console.print(f"[dim]{escape(line)}[/]")
-    for what, how in report.died.items():
-        console.print(f"[red]{escape(f'broken: {what}: {how}')}[/]")
-    for row in report.broken:
-        place = f"{row.library} {row.workload} {row.dtype} {row.direction} {row.mode}"
-        console.print(f"[red]{escape(f'broken: {place}: {row.error}')}[/]")
+    for line in _broken(report):
+        console.print(f"[red]{escape(line)}[/]")
     console.print()
     for sentence in report.summary():
         console.print(escape(sentence))
@@ -203,6 +200,19 @@ def _pages(report: Report) -> Table:
 def _legends(report: Report) -> list[str]:
     legend = {SWEEP: SWEEP_LEGEND, GOALS: goal_table.LEGEND}.get(report.kind, LEGEND)
     return [legend] * bool(report.rows) + ([EFFECTS_LEGEND] if report.alternations or report.pages else [])
+
+
+def _broken(report: Report) -> list[str]:
+    """What normkit raised and where, each error once, and the processes that died."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for row in report.broken:
+        place = f"{goal_table.workload(row)} {cells.PASSES[row.direction]}"
+        found.setdefault((row.library, row.mode, row.error), []).append(place)
+    said = [
+        f"broken: {library} {mode}: {error} ({', '.join(dict.fromkeys(places))})"
+        for (library, mode, error), places in found.items()
+    ]
+    return said + [f"broken: {what}: {how}" for what, how in report.died.items()]
 
 
 def _reasons(report: Report) -> list[str]:
