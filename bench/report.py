@@ -132,7 +132,7 @@ class Report:
             mark = "✓" if mean >= goals.OVERALL else "✗"
             each = ", ".join(f"{library} {geometric(ratios):.2f}" for library, ratios in speedups.items())
             said.append(
-                f"geometric mean of the {len(every)} rows with a goal: {mean:.2f} times as fast as native "
+                f"geometric mean of the {len(every)} row{'s' * (len(every) != 1)} with a goal: {mean:.2f} times as fast as native "
                 f"(≥ {goals.OVERALL:g} {mark}); {each}"
             )
         return said
