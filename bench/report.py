@@ -131,8 +131,9 @@ class Report:
             mean = geometric(every)
             mark = "✓" if mean >= goals.OVERALL else "✗"
             each = ", ".join(f"{library} {geometric(ratios):.2f}" for library, ratios in speedups.items())
+            count = f"{len(every)} row{'s' * (len(every) != 1)}"
             said.append(
-                f"geometric mean of the {len(every)} row{'s' * (len(every) != 1)} with a goal: {mean:.2f} times as fast as native "
+                f"geometric mean of the {count} with a goal: {mean:.2f} times as fast as native "
                 f"(≥ {goals.OVERALL:g} {mark}); {each}"
             )
         return said
