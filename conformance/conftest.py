@@ -15,6 +15,7 @@ from normkit.conformance.tolerances import judged
 #: The files that test libraries' own layers: they import them, and are collected where all of these are tested.
 ONLY = {
     "test_convert_models.py": "jax tensorflow torch",
+    "test_inspect_models.py": "jax tensorflow torch",
     "test_kernels_jax.py": "jax",
     "test_kernels_xla.py": "jax",
     "test_replace.py": "torch",

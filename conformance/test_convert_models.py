@@ -1,4 +1,4 @@
-"""normkit.convert and normkit.inspect on whole models of the frameworks, and what of them is refused."""
+"""normkit.convert on whole models of the frameworks, and what of them is refused."""
 
 import copy
 import itertools
@@ -15,7 +15,21 @@ import normkit as nk
 from normkit import cli
 from normkit._convert import ConversionError
 from normkit.conformance.norm_layers import importing
-from normkit.conformance.tolerances import tolerance, units
+from normkit.conformance.norm_models import (
+    LIMIT,
+    Small,
+    SmallEquinox,
+    X,
+    graph,
+    keras_net,
+    net,
+    onnx_small,
+    ran,
+    small,
+    state,
+    with_convolutions,
+)
+from normkit.conformance.tolerances import units
 
 with importing():
     import equinox
@@ -25,71 +39,6 @@ with importing():
     import onnx
     import onnxruntime
     import tf_keras
-    from flax import nnx
-
-X = np.random.default_rng(0).normal(1.0, 2.0, (4, 3, 9, 9)).astype(np.float32)
-#: Two norm layers that see what another one made, each as far off as native layers may be.
-LIMIT = 2 * tolerance("native", "float32").units
-
-
-class Net(nn.Module):
-    """A convolutional network with a batch, a group and a layer norm."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3)
-        self.bn = nn.BatchNorm2d(8, eps=1e-3, momentum=0.3)
-        self.conv2 = nn.Conv2d(8, 8, 3)
-        self.gn = nn.GroupNorm(4, 8, eps=1e-4)
-        self.head = nn.Linear(8, 5)
-        self.ln = nn.LayerNorm(5)
-
-    def forward(self, x):
-        x = self.bn(self.conv(x)).relu()
-        x = self.gn(self.conv2(x)).relu()
-        return self.ln(self.head(x.mean((2, 3))))
-
-
-def net(steps=3):
-    """The network in inference, with parameters and statistics of its own."""
-    torch.manual_seed(0)
-    model = Net()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-        for _ in range(steps):
-            model(torch.from_numpy(X) * 2 + 1)
-    return model.eval()
-
-
-def keras_net(top=keras):
-    """The same network in Keras 3 or tf_keras, channels last, with all its defaults."""
-    layers = top.layers
-    x = inputs = top.Input((9, 9, 3))
-    for name, norm in (("", layers.BatchNormalization(name="bn")), ("2", layers.GroupNormalization(4, name="gn"))):
-        x = layers.ReLU()(norm(layers.Conv2D(8, 3, name=f"conv{name}")(x)))
-    x = layers.Dense(5, name="head")(layers.GlobalAveragePooling2D()(x))
-    return top.Model(inputs, layers.LayerNormalization(name="ln")(x))
-
-
-def with_convolutions(model, source):
-    """Convolutions and the linear layer, which normkit does not convert, carried over by hand."""
-    for name in ("conv", "conv2"):
-        weight, bias = (p.detach().numpy() for p in getattr(source, name).parameters())
-        model.get_layer(name).set_weights([weight.transpose(2, 3, 1, 0), bias])
-    model.get_layer("head").set_weights([source.head.weight.detach().numpy().T, source.head.bias.detach().numpy()])
-    return model
-
-
-def ran(model, x=X):
-    """What a PyTorch model makes of x."""
-    with torch.no_grad():
-        return model(torch.from_numpy(x)).numpy()
-
-
-def state(model):
-    """A copy of a PyTorch model's state."""
-    return {name: value.numpy().copy() for name, value in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("top", [keras, tf_keras], ids=["keras", "tf_keras"])
@@ -149,47 +98,6 @@ def test_training_goes_on_with_the_same_running_statistics(trained):
     np.testing.assert_allclose(var, source.bn.running_var.numpy(), rtol=2 * share)
 
 
-class Small(nnx.Module):
-    """A batch norm below a name, and a layer norm, in nnx."""
-
-    def __init__(self):
-        rngs = nnx.Rngs(0)
-        self.block = nnx.Dict(bn=nnx.BatchNorm(3, rngs=rngs))
-        self.ln = nnx.LayerNorm(9, rngs=rngs)
-
-    def __call__(self, x):
-        y = self.block.bn(x.transpose(0, 2, 3, 1), use_running_average=True)
-        return self.ln(y.transpose(0, 3, 1, 2))
-
-
-class SmallEquinox(equinox.Module):
-    """The same in equinox."""
-
-    block: dict
-    ln: equinox.nn.LayerNorm
-
-    def __init__(self):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self.block = {"bn": equinox.nn.BatchNorm(3, "batch", mode="batch")}
-        self.ln = equinox.nn.LayerNorm(9)
-
-    def __call__(self, x, state):
-        x, state = self.block["bn"](x, state, inference=True)
-        return jax.vmap(jax.vmap(self.ln))(x), state
-
-
-def small(seed=0):
-    """The same in PyTorch, with numbers of its own."""
-    torch.manual_seed(seed)
-    model = nn.ModuleDict({"block": nn.ModuleDict({"bn": nn.BatchNorm2d(3, 1e-3)}), "ln": nn.LayerNorm(9, 1e-4)})
-    for value in model.state_dict().values():
-        if value.is_floating_point():
-            value.copy_(torch.rand_like(value) + 0.5)
-    model.forward = lambda x: model["ln"](model["block"]["bn"](x))
-    return model.eval()
-
-
 def test_into_a_model_of_nnx_and_back():
     model = nk.convert(small(), Small()).model
     assert units(np.asarray(model(X)), ran(small()), "float32") <= LIMIT
@@ -214,27 +122,6 @@ def test_into_a_model_of_equinox_and_back():
         nk.convert(model, "torch")
 
 
-def graph(*nodes, **constants):
-    """An ONNX model of nodes and constants, from x to y."""
-    helper = onnx.helper
-    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (None, 3, 9, 9)) for name in "xy")
-    made = [helper.make_node(op, inputs, outputs, name=name, **said) for op, inputs, outputs, name, said in nodes]
-    arrays = [onnx.numpy_helper.from_array(np.asarray(v, np.float32), k) for k, v in constants.items()]
-    return helper.make_model(
-        helper.make_graph(made, "g", [x], [y], arrays), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
-    )
-
-
-def onnx_small():
-    """The same in ONNX."""
-    one = dict.fromkeys(("w", "b", "m", "v"), np.ones(3)) | dict.fromkeys(("lw", "lb"), np.ones(9))
-    return graph(
-        ("BatchNormalization", ["x", "w", "b", "m", "v"], ["h"], "block.bn", {}),
-        ("LayerNormalization", ["h", "lw", "lb"], ["y"], "ln", {"axis": -1}),
-        **one,
-    )
-
-
 def test_into_a_graph_of_onnx_and_back():
     model = nk.convert(small(), onnx_small()).model
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -244,6 +131,36 @@ def test_into_a_graph_of_onnx_and_back():
         if not name.endswith("tracked"):
             np.testing.assert_array_equal(state(back)[name], value, name)
     assert (back["block"]["bn"].eps, back["ln"].eps) == (1e-3, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("node", "name"),
+    [
+        ("/a/bn/BatchNormalization", "a.bn"),
+        ("/a/a.0/a.0.1/b/b.0/BatchNormalization", "a.0.1.b.0"),
+        ("/BatchNormalization", "/BatchNormalization"),
+        ("node_bn", "node_bn"),
+        ("", "y"),
+    ],
+)
+def test_names_of_onnx_are_those_of_modules(node, name):
+    model = graph(("BatchNormalization", ["x", *"wbmv"], ["y"], node, {}), **dict.fromkeys("wbmv", np.ones(3)))
+    assert [row.name for row in nk.inspect(model).rows] == [name]
+
+
+def test_onnx_layers_that_are_called_twice_or_named_alike():
+    nodes = [("LayerNormalization", [a, *"wb"], [c], f"/ln/{c}", {}) for a, c in (("x", "h"), ("h", "i"))]
+    other = ("LayerNormalization", ["i", "w", "c"], ["y"], "/ln/other", {})
+    model = graph(*nodes, other, **dict.fromkeys("wbc", np.ones(9)))
+    assert [row.name for row in nk.inspect(model).rows] == ["ln", "/ln/other"]
+    layers = {"ln": nn.LayerNorm(9, 1e-3), "other": nn.LayerNorm(9, 1e-4)}
+    for value, layer in enumerate(layers.values()):
+        nn.init.constant_(layer.weight, value)
+    nk.convert(nn.ModuleDict(layers), model, names={"other": "/ln/other"})
+    assert [node.attribute[0].f for node in model.graph.node] == [np.float32(1e-3), np.float32(1e-3), np.float32(1e-4)]
+    values = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    assert [values[node.input[1]].tolist() for node in model.graph.node] == [[0.0] * 9, [0.0] * 9, [1.0] * 9]
+    onnx.checker.check_model(model)
 
 
 def test_onnx_group_norm_18_has_a_scale_per_group():
@@ -408,55 +325,3 @@ def test_a_model_that_does_not_fit_stays_as_it_was(target, message):
     for name, value in state(model).items():
         np.testing.assert_array_equal(value, before[name], name)
     assert settings == [(m.eps, getattr(m, "momentum", 0)) for m in model.children() if hasattr(m, "eps")]
-
-
-def found(model):
-    """The ids of what is found, by layer."""
-    return [(f.layer, f.id) for f in nk.inspect(model).findings]
-
-
-def test_a_healthy_model_has_no_findings():
-    assert found(net()) == found(net().train()) == []
-    with_convolutions(model := keras_net(), net())
-    nk.convert(net(), model)
-    assert found(model) == []
-
-
-def test_group_norm_in_a_channels_last_model():
-    assert found(net().to(memory_format=torch.channels_last)) == [("gn", "group-norm-channels-last")]
-    model = net().to(memory_format=torch.channels_last)
-    nk.replace(model)
-    assert found(model) == []
-
-
-def test_frozen_statistics():
-    model = net().train()
-    model.bn.eval()
-    assert found(model) == [("bn", "statistics-frozen")]
-    assert found(model.eval()) == []
-    model = keras_net()
-    nk.convert(net(), model)
-    model.get_layer("bn").trainable = False
-    assert found(model) == [("bn", "statistics-frozen")]
-    model.trainable = False
-    assert found(model) == []
-
-
-def test_statistics_that_move_where_nothing_else_does():
-    model = net().train()
-    model.bn.requires_grad_(False)
-    assert found(model) == [("bn", "statistics-not-frozen")]
-    model.bn.eval()
-    assert found(model) == [("bn", "statistics-frozen")]
-
-
-def test_half_precision():
-    assert found(net().half()) == [("bn", "half-statistics")]
-    assert found(net().bfloat16()) == [("bn", "half-statistics")]
-
-
-def test_every_kind_of_model_is_inspected():
-    for model in (small(), Small(), onnx_small(), nk.convert(small(), "keras", ndim=4).layers["ln"]):
-        rows = nk.inspect(model).rows
-        assert all(row.eps for row in rows)
-        assert len(rows) in (1, 2)

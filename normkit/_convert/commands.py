@@ -27,7 +27,7 @@ _NAMES = click.Choice(list(FRAMEWORKS))
 _settings = click.option("--settings", metavar="FILE", help="JSON: class and arguments of layers, by name or pattern.")
 
 
-@click.command()
+@click.command(short_help="Carry the state of norm layers between frameworks.")
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
 @click.option("--from", "origin", type=_NAMES, help="Where IN comes from; needed where it does not say it.")
@@ -87,7 +87,7 @@ def convert(
     return 0
 
 
-@click.command("inspect")
+@click.command("inspect", short_help="List the norm layers of a checkpoint; warn.")
 @click.argument("source", metavar="FILE")
 @click.option("--from", "origin", type=_NAMES, help="Where FILE comes from; by default, what its names look like.")
 @_settings

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -25,9 +28,10 @@ OPSET, RMS_OPSET = 17, 23
 
 
 class Onnx(Framework):
-    """ONNX graphs: a ModelProto. Nodes are known by their names, or that of their output."""
+    """ONNX graphs: a ModelProto. Layers have the names of modules that PyTorch's exporters noted, or those of nodes."""
 
     name = "onnx"
+    sizes: ClassVar = ("lengths",)
     eps_name = "epsilon"
     has_files = False
     # Attributes have these values by the standard where a node does not say them.
@@ -107,11 +111,11 @@ class Onnx(Framework):
 
     def layers(self, model: Any) -> Iterator[tuple[str, Native]]:
         graph = _Graph(model)
-        for name, layer, settings, places in graph.norms():
-            arrays = {key: graph.value(where, name) for key, where in places.items()}
-            if layer == "GroupNormalization":  # of shape (C, 1, 1) where they are factors
+        for name, norm in graph.norms().items():
+            arrays = {key: graph.value(where, name) for key, where in norm.places.items()}
+            if norm.layer == "GroupNormalization":  # of shape (C, 1, 1) where they are factors
                 arrays = {key: value.reshape(-1) for key, value in arrays.items()}
-            yield name, Native(layer, settings, arrays)
+            yield name, Native(norm.layer, norm.settings, arrays)
 
     def make(self, native: Native) -> Any:
         onnx = self.imported("onnx")
@@ -131,24 +135,31 @@ class Onnx(Framework):
         return model
 
     def put(self, model: Any, natives: Mapping[str, Native]) -> Any:
-        onnx = loaded("onnx")
         new = copy.deepcopy(model)
         graph = _Graph(new)
-        shared: dict[str, Array] = {}
-        for name, _, _, places in graph.norms():
-            for key, where in places.items() if name in natives else ():
-                value = natives[name].arrays[key]
-                old = graph.constants[where]
-                shape = tuple(old.dims)
-                value = value.astype(onnx.helper.tensor_dtype_to_np_dtype(old.data_type)).reshape(shape)
-                if where in shared and not np.array_equal(shared[where], value, equal_nan=True):
-                    raise ConversionError(f"{name} shares {where!r} with another layer, which gets other values.")
-                shared[where] = value
-                old.CopyFrom(onnx.numpy_helper.from_array(value, old.name))
-            if name in natives:
-                graph.set(name, natives[name].settings)
+        norms = graph.norms()
+        for name, native in natives.items():
+            for key, value in native.arrays.items():
+                graph.write(norms[name], name, key, value)
+            for node in norms[name].nodes:
+                graph.set(node, native.settings)
         model.CopyFrom(new)
         return model
+
+
+@dataclass
+class _Found:
+    """A norm layer of a graph: operator, settings, inputs of nodes that are its arrays, and nodes that have its eps."""
+
+    layer: str
+    settings: dict[str, Any]
+    inputs: dict[str, list[tuple[Any, int]]]
+    nodes: list[Any]
+
+    @property
+    def places(self) -> dict[str, str]:
+        """The names of the constants."""
+        return {key: node.input[index] for key, ((node, index), *_) in self.inputs.items()}
 
 
 class _Graph:
@@ -162,6 +173,8 @@ class _Graph:
         for node in self.graph.node:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
                 self.constants[node.output[0]] = node.attribute[0].t
+            elif node.op_type == "Identity" and node.input[0] in self.constants:
+                self.constants[node.output[0]] = self.constants[node.input[0]]
         self.users: dict[str, list[Any]] = {}
         for node in self.graph.node:
             for name in node.input:
@@ -173,21 +186,28 @@ class _Graph:
             raise ConversionError(f"{name}: {where!r} is computed, not a constant.")
         return np.array(self.onnx.numpy_helper.to_array(self.constants[where]))
 
-    def norms(self) -> Iterator[tuple[str, str, dict[str, Any], dict[str, str]]]:
-        """Name, operator, settings and the constants' names of each norm layer."""
+    def norms(self) -> dict[str, _Found]:
+        """The norm layers by name; one that is called twice, with the same constants, is one."""
+        found: dict[str, _Found] = {}
         for node in self.graph.node:
-            if node.op_type not in INPUTS or node.domain not in ("", "ai.onnx"):
-                continue
-            group = self._group(node) if node.op_type == "InstanceNormalization" else None
-            if group is not None:
-                yield group
-                continue
-            settings = {**Onnx.defaults[node.op_type], **self._attributes(node)}
-            settings |= self._rank(node.input[0])
-            if node.op_type == "GroupNormalization":
-                settings["opset"] = self.opset
-            places = {key: where for key, where in zip(INPUTS[node.op_type], node.input[1:], strict=False) if where}
-            yield node.name or node.output[0], node.op_type, settings, places
+            if node.op_type in INPUTS and node.domain in ("", "ai.onnx"):
+                norm, last = self._group(node) or (self._plain(node), node)
+                name = _scope(last)
+                if name in found and norm.places and found[name].places == norm.places:
+                    found[name].nodes.append(node)
+                    for key, inputs in norm.inputs.items():
+                        found[name].inputs[key] += inputs
+                else:
+                    found[name if name not in found else last.name or last.output[0]] = norm
+        return found
+
+    def _plain(self, node: Any) -> _Found:
+        settings = {**Onnx.defaults[node.op_type], **self._attributes(node), **self._rank(node.input[0])}
+        if node.op_type == "GroupNormalization":
+            settings["opset"] = self.opset
+        named = enumerate(zip(INPUTS[node.op_type], node.input[1:], strict=False), 1)
+        inputs = {key: [(node, index)] for index, (key, where) in named if where}
+        return _Found(node.op_type, settings, inputs, [node])
 
     def _rank(self, name: str) -> dict[str, int]:
         """The rank and channels of a value, where the graph says them."""
@@ -203,48 +223,68 @@ class _Graph:
         # Attributes are float32: the shortest number that is the same one is what was meant.
         return {key: float(str(np.float32(v))) if isinstance(v, float) else v for key, v in found.items()}
 
-    def _group(self, node: Any) -> tuple[str, str, dict[str, Any], dict[str, str]] | None:
-        """Reshape, InstanceNormalization of ones and zeros, Reshape, Mul, Add: group norm."""
-        before = self.made.get(node.input[0])
-        after = self.users.get(node.output[0], [])
-        if before is None or before.op_type != "Reshape" or len(after) != 1 or after[0].op_type != "Reshape":
+    def _group(self, node: Any) -> tuple[_Found, Any] | None:
+        """Reshape, InstanceNormalization of ones and zeros, Reshape, Mul, Add: group norm, and its last node."""
+        before, after = self.made.get(node.input[0]), self.users.get(node.output[0], [])
+        if node.op_type != "InstanceNormalization" or before is None or before.op_type != "Reshape":
             return None
-        shape = self.constants.get(before.input[1])
-        shape = None if shape is None else self.onnx.numpy_helper.to_array(shape)
-        scale, bias = (self.constants.get(name) for name in node.input[1:3])
-        if shape is None or len(shape) != 3 or shape[1] < 1 or scale is None or bias is None:
+        values = [self.constants.get(name) for name in (before.input[1], *node.input[1:3])]
+        if None in values or len(after) != 1 or after[0].op_type != "Reshape":
             return None
-        unit = self.onnx.numpy_helper.to_array
-        if (unit(scale) != 1).any() or unit(bias).any():
+        shape, scale, bias = (self.onnx.numpy_helper.to_array(value) for value in values)
+        if len(shape) != 3 or shape[1] < 1 or (scale != 1).any() or bias.any():
             return None
-        places, last = {}, after[0]
+        inputs: dict[str, list[tuple[Any, int]]] = {}
+        last = after[0]
         for op, key in (("Mul", "scale"), ("Add", "bias")):
             users = self.users.get(last.output[0], [])
-            where = None
             if len(users) == 1 and users[0].op_type == op:
-                where = next((n for n in users[0].input if n in self.constants), None)
-            if where is None:
-                return None
-            places[key], last = where, users[0]
-        settings = {
-            "num_groups": int(shape[1]),
-            "epsilon": 1e-5,
-            **self._attributes(node),
-            **self._rank(before.input[0]),
-        }
-        return last.name or last.output[0], "GroupNormalization", settings, places
+                index = next((i for i, name in enumerate(users[0].input) if name in self.constants), None)
+                if index is not None:
+                    inputs[key], last = [(users[0], index)], users[0]
+        settings = {"num_groups": int(shape[1]), "epsilon": 1e-5, **self._attributes(node)}
+        settings |= self._rank(before.input[0])
+        if not inputs and "channels" in settings:
+            settings["lengths"] = (settings["channels"],)
+        return _Found("GroupNormalization", settings, inputs, [node]), last
 
-    def set(self, name: str, settings: Mapping[str, Any]) -> None:
-        """Write eps and momentum into the node of this name."""
-        for node in self.graph.node:
-            group = self._group(node) if node.op_type == "InstanceNormalization" else None
-            if node.op_type in INPUTS and name == (group[0] if group else node.name or node.output[0]):
-                for key in ("epsilon", "momentum"):
-                    if key not in settings:
-                        continue
-                    for a in [a for a in node.attribute if a.name == key]:
-                        node.attribute.remove(a)
-                    node.attribute.append(self.onnx.helper.make_attribute(key, float(settings[key])))
+    def write(self, norm: _Found, name: str, key: str, value: Array) -> None:
+        """Write an array of a layer; exporters merge constants that are equal, and this one gets one of its own."""
+        where, numpy_helper = norm.places[key], self.onnx.numpy_helper
+        old = self.constants[where]
+        value = value.astype(self.onnx.helper.tensor_dtype_to_np_dtype(old.data_type)).reshape(tuple(old.dims))
+        initializers = {tensor.name for tensor in self.graph.initializer}
+        if where not in initializers or len(self.users[where]) > len(norm.inputs[key]):
+            names = (f"{name}.{key}{'_' * n}" for n in itertools.count())
+            where = next(new for new in names if new not in self.constants and new not in self.made)
+            for node, index in norm.inputs[key]:
+                self.users[node.input[index]].remove(node)
+                node.input[index] = where
+            self.users[where] = [node for node, _ in norm.inputs[key]]
+            old = self.constants[where] = self.graph.initializer.add()
+        old.CopyFrom(numpy_helper.from_array(value, where))
+
+    def set(self, node: Any, settings: Mapping[str, Any]) -> None:
+        """Write eps and momentum into a node."""
+        for key in ("epsilon", "momentum"):
+            if key in settings:
+                for a in [a for a in node.attribute if a.name == key]:
+                    node.attribute.remove(a)
+                node.attribute.append(self.onnx.helper.make_attribute(key, float(settings[key])))
+
+
+def _scope(node: Any) -> str:
+    """The module that a node is from, where an exporter of PyTorch says it; else the node's name."""
+    said = [p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"]
+    if said:
+        modules = ast.literal_eval(said[0])[:-1]
+        parts = modules[-1:]
+    else:  # "/layer1/layer1.0/bn/Add"
+        parts = []
+        for part in node.name.split("/")[1:-1] if node.name.startswith("/") else ():
+            parts = parts[:-1] if parts and part.startswith(f"{parts[-1]}.") else parts
+            parts = [*parts, part]
+    return ".".join(parts) or node.name or node.output[0]
 
 
 def _one(onnx: Any, native: Native) -> tuple[list[Any], dict[str, Array]]:
