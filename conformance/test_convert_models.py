@@ -39,6 +39,7 @@ with importing():
     import onnx
     import onnxruntime
     import tf_keras
+    from flax import nnx
 
 
 @pytest.mark.parametrize("top", [keras, tf_keras], ids=["keras", "tf_keras"])
@@ -233,6 +234,33 @@ def test_subclasses_are_tried_out():
     ]
     assert "a subclass of torch.nn.LayerNorm with a forward pass of its own" in result.left["1"]
     assert nk.inspect(model).unknown == ["1"]
+
+
+class MyNorm(keras.layers.Layer):
+    """A norm of Keras that nobody knows, with a parameter."""
+
+    def build(self, input_shape):
+        self.gamma = self.add_weight(name="gamma", shape=input_shape[-1:])
+
+    def call(self, x):
+        return x * self.gamma
+
+
+class OurNorm(nnx.Module):
+    """The same in nnx."""
+
+    def __init__(self):
+        self.scale = nnx.Param(np.ones(3, np.float32))
+
+
+def test_what_looks_like_a_norm_layer_is_named():
+    x = keras.Input((3,))
+    model = keras.Model(x, keras.layers.LayerNormalization()(MyNorm(name="mine")(keras.layers.UnitNormalization()(x))))
+    assert nk.inspect(model).unknown == ["mine"]
+    result = nk.convert(model, "torch")
+    assert len(result.natives) == 1
+    assert result.left == {"mine": "it looks like a norm layer: normkit does not know MyNorm"}
+    assert nk.inspect(nnx.List([OurNorm(), nnx.LayerNorm(3, rngs=nnx.Rngs(0))])).unknown == ["0"]
 
 
 def lazy():

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .framework import Framework, axes_of, channels_at, loaded
+from .framework import Framework, axes_of, channels_at, loaded, strange
 from .keras import no_statistics, old_momentum
 from .record import Array, ConversionError, Momentum, Native, Norm, Say, plain_weight
 
@@ -111,16 +111,20 @@ class Nnx(Framework):
         return isinstance(model, nnx.Module)
 
     def _found(self, model: Any) -> Iterator[tuple[str, str, Any]]:
+        """The modules of a model with their names, and the classes of norm layers that they are of ("" if none)."""
         from flax import nnx
 
         for path, module in nnx.iter_modules(model):
-            for base in type(module).__mro__:
-                if base.__name__ in KINDS and base.__module__.startswith("flax.nnx"):
-                    yield ".".join(map(str, path)), base.__name__, module
-                    break
+            bases = (base for base in type(module).__mro__ if base.__module__.startswith("flax.nnx"))
+            yield ".".join(map(str, path)), next((b.__name__ for b in bases if b.__name__ in KINDS), ""), module
+
+    def strangers(self, model: Any) -> dict[str, str]:
+        return strange((name, module) for name, layer, module in self._found(model) if not layer)
 
     def layers(self, model: Any) -> Iterator[tuple[str, Native]]:
         for name, layer, module in self._found(model):
+            if not layer:
+                continue
             settings = {key: getattr(module, key) for key in _SETTINGS if hasattr(module, key)}
             if type(module).__name__ != layer:
                 settings["class"] = type(module).__name__
@@ -210,6 +214,9 @@ class Linen(Nnx):
         settings = {key: getattr(module, key) for key in _SETTINGS if hasattr(module, key)}
         arrays = {k: np.asarray(v) for group in ("params", "batch_stats") for k, v in variables.get(group, {}).items()}
         yield "", Native(layer, settings, arrays)
+
+    def strangers(self, model: Any) -> dict[str, str]:
+        return {}  # layers() takes nothing but a norm layer
 
     def make(self, native: Native) -> Any:
         linen, jnp = self.imported("flax.linen"), self.imported("jax.numpy")

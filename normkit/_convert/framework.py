@@ -25,6 +25,9 @@ FRAMEWORKS = {
     "normkit": ("layers:Normkit", "normkit"),
 }
 
+#: Why a module is left out.
+LIKE = "it looks like a norm layer"
+
 
 class Framework:
     """One framework. ``read`` and ``write`` are pure; the rest finds layers and arrays, makes and fills them."""
@@ -143,6 +146,12 @@ def library(name: str) -> Any:
             raise
         package = {"haiku": "dm-haiku"}.get(top, top)
         raise ImportError(f"This needs {top}, which is not installed: python -m pip install {package}.") from None
+
+
+def strange(modules: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    """Those among modules that nobody knows whose classes are called norms, and what to say of them."""
+    kinds = ((name, type(module).__name__) for name, module in modules)
+    return {name: f"{LIKE}: normkit does not know {kind}" for name, kind in kinds if "Norm" in kind}
 
 
 def loaded(name: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .framework import Framework, axes_of, loaded
+from .framework import Framework, axes_of, loaded, strange
 from .record import Array, ConversionError, Momentum, Native, Norm, Say, lengths_of, ones, plain_weight
 
 _EPS = {"epsilon": 1e-3}
@@ -142,21 +142,17 @@ class Keras(Framework):
 
     def _found(self, model: Any) -> Iterator[tuple[str, Any]]:
         """The norm layers, named by the layers that they are within, the model itself left out."""
-        names: dict[str, Any] = {}
-        seen: set[int] = set()
-
-        def walk(prefix: str, layer: Any) -> None:
+        names: set[str] = set()
+        for name, layer in _walk("", model, set()):
             if self._kind(layer) is not None:
-                if prefix in names:
-                    raise ConversionError(f"Two layers have the name {prefix!r}: layers are told apart by it.")
-                names[prefix] = layer
-            for inner in layer._flatten_layers(recursive=False, include_self=False):
-                if id(inner) not in seen:
-                    seen.add(id(inner))
-                    walk(f"{prefix}/{inner.name}" if prefix else inner.name, inner)
+                if name in names:
+                    raise ConversionError(f"Two layers have the name {name!r}: layers are told apart by it.")
+                names.add(name)
+                yield name, layer
 
-        walk("", model)
-        return iter(names.items())
+    def strangers(self, model: Any) -> dict[str, str]:
+        unknown = ((name, layer) for name, layer in _walk("", model, set()) if self._kind(layer) is None)
+        return strange((name, layer) for name, layer in unknown if layer.weights)
 
     def _kind(self, layer: Any) -> str | None:
         top = self.name
@@ -255,6 +251,15 @@ class TfKeras(Keras):
     def _shape(self, layer: Any) -> tuple | None:
         shape = (layer.get_build_config() or {}).get("input_shape")
         return None if shape is None else tuple(shape)
+
+
+def _walk(name: str, layer: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """A layer and those within it, each once, named by the layers that they are within."""
+    yield name, layer
+    for inner in layer._flatten_layers(recursive=False, include_self=False):
+        if id(inner) not in seen:
+            seen.add(id(inner))
+            yield from _walk(f"{name}/{inner.name}" if name else inner.name, inner, seen)
 
 
 def old_momentum(norm: Norm, say: Say, name: str, variance: str) -> float:

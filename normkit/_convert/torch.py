@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .framework import Framework, channels_at, loaded, number, trailing
+from .framework import LIKE, Framework, channels_at, loaded, number, trailing
 from .record import Array, ConversionError, Momentum, Native, Norm, Say, ones, plain_weight
 
 BATCH = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "BatchNorm")
@@ -18,8 +18,6 @@ RANKS = {
     "BatchNorm2d": 4, "BatchNorm3d": 5, "InstanceNorm2d": 4, "InstanceNorm3d": 5, "LayerNorm2d": 4, "RMSNorm2d": 4,
     "FrozenBatchNorm2d": 4,
 }  # fmt: skip
-#: Why a module is left out.
-_LIKE = "it looks like a norm layer"
 #: RMS norms of other packages, by class: on which side of the rounding the weight is, and its offset.
 RMS = {
     "GemmaRMSNorm": ("output", 1.0),
@@ -193,7 +191,7 @@ class Torch(Framework):
 
         unknown = ((name, module) for name, module, layer in self._found(model) if layer is None)
         verdicts = ((name, TorchModels().verdict(module)) for name, module in unknown)
-        return {name: f"{_LIKE}: {verdict}" for name, verdict in verdicts if isinstance(verdict, str)}
+        return {name: f"{LIKE}: {verdict}" for name, verdict in verdicts if isinstance(verdict, str)}
 
     def _take(self, module: Any, layer: str, mode: Mapping[str, Any]) -> Native:
         torch = loaded("torch")
