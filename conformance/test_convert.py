@@ -330,6 +330,18 @@ def test_safetensors_hold_bfloat16_and_npz_does_not(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.safetensors"]
 
 
+@pytest.mark.parametrize("narrow", ["conv.weight", "bn.weight"])
+def test_dtypes_that_numpy_has_not_are_no_trouble_elsewhere(narrow, tmp_path):
+    numpy = pytest.importorskip("safetensors.numpy")
+    numpy.save_file({**state(), narrow: np.ones(3, ml_dtypes.float8_e4m3fn)}, tmp_path / "a.safetensors")
+    if narrow == "bn.weight":
+        with pytest.raises(ConversionError, match="bn: weight is of a dtype that NumPy has not"):
+            nk.convert(tmp_path / "a.safetensors", "keras", framework="torch", defaults=True)
+    else:
+        result = nk.convert(tmp_path / "a.safetensors", "keras", framework="torch", defaults=True)
+        np.testing.assert_array_equal(result.arrays()["bn/gamma"], state()["bn.weight"])
+
+
 def test_other_metadata_is_no_trouble(tmp_path):
     numpy = pytest.importorskip("safetensors.numpy")
     numpy.save_file(state(), tmp_path / "a.safetensors", metadata={"format": "pt"})

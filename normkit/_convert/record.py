@@ -94,6 +94,8 @@ class Norm:
             have, lack = ("variance", "mean") if self.mean is None else ("mean", "variance")
             raise ConversionError(f"There is a running {have} and no running {lack}.")
         for name, value in self.arrays():
+            if value.dtype.type is np.void:
+                raise ConversionError(f"{name} is of a dtype that NumPy has not.")
             if value.shape != self.lengths:
                 raise ConversionError(f"{name} must have shape {self.lengths}; received shape {value.shape}.")
 
