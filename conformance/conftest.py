@@ -17,6 +17,7 @@ ONLY = {
     "test_convert_models.py": "jax tensorflow torch",
     "test_inspect_models.py": "jax tensorflow torch",
     "test_kernels_jax.py": "jax",
+    "test_kernels_torch.py": "torch",
     "test_kernels_xla.py": "jax",
     "test_replace.py": "torch",
     "test_torch_fold.py": "torch",

@@ -145,12 +145,14 @@ BY_NAME = {i.name: i for i in INPUTS}
 
 
 def photographs(step: int = 4) -> Array | None:
-    """Every ``step``-th pixel of scikit-learn's photographs, (2, height, width, 3); None where it is not installed."""
+    """Every ``step``-th pixel of scikit-learn's photographs, (2, height, width, 3); None without it or Pillow."""
     try:
         from sklearn.datasets import load_sample_images
+
+        images = load_sample_images().images
     except ImportError:
         return None
-    return np.stack(load_sample_images().images)[:, ::step, ::step].astype(np.float64)
+    return np.stack(images)[:, ::step, ::step].astype(np.float64)
 
 
 def digits() -> Array | None:

@@ -159,7 +159,7 @@ def test_vmap(library, layer):
 
     def forward(x):
         out = case.call(getattr(nk, layer), {**given, "x": x})
-        return (out[0], out[1].var) if isinstance(out, tuple) else out  # vmap of torch returns no int, as count is
+        return (out[0], out[1].var, out[1].count) if isinstance(out, tuple) else out
 
     def slope(x, dy):
         if library.name == "torch":
@@ -175,6 +175,7 @@ def test_vmap(library, layer):
         assert_close(library, dx[i], reference["x"], kind, "gradient", scales["x"])
         if layer == "batch_norm_train":
             assert_close(library, out[1][i], oracle.batch_statistics(s["x"]).var, kind, "statistics")
+            assert int(out[2][i]) == 3 * 5 * 2
 
 
 @pytest.mark.parametrize("x_dtype", ["float32", "bfloat16"])

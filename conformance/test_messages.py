@@ -257,7 +257,9 @@ def test_functions(library, row):
 def test_what_equals_an_axis_seen_before(library, axis, shown):
     x = arrays(library).x
     nk.group_norm(x, 2, axis=1)
+    nk.rms_norm(x, axis=(1, 2))
     refused(lambda: nk.group_norm(x, 2, axis=axis), TypeError, rf"axis must be an integer; received {shown}\.")
+    refused(lambda: nk.rms_norm(x, axis=(axis, 2)), TypeError, rf"axis must be an integer; received {shown}\.")
 
 
 @pytest.mark.parametrize("row", HEIRS)

@@ -91,7 +91,7 @@ def _batch_train_plan(shape: Shape, axis, eps) -> Plan:
 
 
 @functools.lru_cache(maxsize=4096, typed=True)
-def _remembered(build: Callable[..., Plan], *args: Any) -> Plan:
+def _remembered(build: Callable[..., Plan], kinds: tuple[type, ...] | None, *args: Any) -> Plan:
     return build(*args)
 
 
@@ -99,8 +99,10 @@ def _planned(x: Array, build: Callable[..., Plan], *args: Any) -> tuple[Backend,
     backend, shape = check.array("x", x)
     if backend.tracing():
         return backend, build(shape, *args)
+    # Types tell 1 from 1.0 and from True; within a tuple it takes this.
+    kinds = tuple(map(type, args[0])) if type(args[0]) is tuple else None
     try:
-        return backend, _remembered(build, shape, *args)
+        return backend, _remembered(build, kinds, shape, *args)
     except TypeError:
         # A list of axes, or an argument that is refused in a moment, cannot be looked up.
         return backend, build(shape, *args)

@@ -1,7 +1,8 @@
 """Fused CPU kernels for NumPy, PyTorch, TensorFlow and JAX, and the one place that decides when they serve a call.
 
 ``NORMKIT_KERNELS`` is ``1`` (the default: wherever they are of use), ``0`` (never) or ``require`` (a call that they
-cannot serve raises; gradients of gradients, and what a compiler traces, are made of plain operations in any mode).
+cannot serve raises; gradients of gradients, and what a compiler traces and does not give to them, are made of plain
+operations in any mode).
 ``NORMKIT_ISA`` names an instruction set of :func:`info`; ``NORMKIT_HUGEPAGES=0`` leaves large
 outputs on small pages.
 """
@@ -29,6 +30,8 @@ except ImportError as _error:
 
 Array = Any
 ALL = Gradients(True, True, True, True, True)
+
+built = _kernels is not None
 
 MODES = ("0", "1", "require")
 mode = os.environ.get("NORMKIT_KERNELS", "1")

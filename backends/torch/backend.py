@@ -1,4 +1,4 @@
-"""PyTorch: one autograd function in eager mode; under compile and functorch, plain operations that they can trace."""
+"""PyTorch: one autograd function in eager mode; under functorch, and in most of a compiled graph, plain operations."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 
 from normkit.backends import kernels
 from normkit.backends.protocol import Array, ArrayBackend
+from normkit.backends.torch import ops
 from normkit.core.moments import Habits, Moments, rescue_always, rescue_if_needed
 from normkit.core.normalize import BatchStats, Gradients, Operands, forward, returned_stats, vjp
 from normkit.core.plan import Plan, Shape
@@ -45,6 +46,8 @@ class TorchBackend(ArrayBackend):
         if x.device.type == "cuda" and x.dtype in (torch.float16, torch.bfloat16) and _autocast(plan, "cuda"):
             operands = operands._replace(x=x.float())
         recorded = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in operands)
+        if torch.compiler.is_compiling() and ops.serves(operands):
+            return ops.apply(plan, operands)
         if not _traced(x) and kernels.accelerates(plan, operands):
             if not recorded:
                 y, packed = kernels.forward(plan, operands, save=plan.layer == "batch_norm_train")
@@ -94,7 +97,13 @@ def _traced(x: torch.Tensor) -> bool:
 def _plain(plan: Plan, operands: Operands) -> tuple[torch.Tensor, BatchStats | None]:
     y, used = forward(xp, plan, operands, _habits(plan, operands.x))
     stats = returned_stats(xp, plan, operands, used)
-    return y, stats and BatchStats(stats.mean.detach(), stats.var.detach(), stats.count)
+    if stats is None:
+        return y, None
+    mean, var, count = stats.mean.detach(), stats.var.detach(), stats.count
+    if not isinstance(count, torch.Tensor) and torch._C._are_functorch_transforms_active():
+        # vmap carries nothing but tensors.
+        count = torch.full((), count, dtype=mean.dtype, device=mean.device)
+    return y, BatchStats(mean, var, count)
 
 
 class _Normalize(torch.autograd.Function):

@@ -1,0 +1,142 @@
+"""The fused CPU kernels as operators of PyTorch's own: what its graphs are told of them, and who is served by them."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+import normkit as nk
+from normkit.backends import kernels
+
+if not kernels.info()["built"]:
+    pytest.skip("the kernels are not built into this installation", allow_module_level=True)
+if kernels.mode == "0":
+    pytest.skip("NORMKIT_KERNELS=0", allow_module_level=True)
+torch = importlib.import_module("torch")
+ops = importlib.import_module("normkit.backends.torch.ops")
+
+# torch.compile's own parts warn of each other when they are first imported.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+#: The layer, the shape of x, the shape of a parameter, and the operator's numbers.
+ROWS = [
+    ("layer_norm", (4, 5, 6), (5, 6), ([1, 2], 1, 1e-5, 0.0)),
+    ("rms_norm", (4, 6, 5), (6,), ([1], 1, 1e-6, 1.0)),
+    ("group_norm", (3, 8, 2, 5), (8,), ([1], 4, 1e-5, 0.0)),
+    ("instance_norm", (3, 5, 6), (6,), ([2], 1, 1e-5, 0.0)),
+    ("batch_norm", (4, 6, 3, 2), (6,), ([1], 1, 1e-5, 0.0)),
+    ("batch_norm_train", (4, 6, 3, 2), (6,), ([1], 1, 1e-5, 0.0)),
+]
+
+
+@pytest.fixture(autouse=True)
+def _of_any_size(monkeypatch):
+    monkeypatch.setattr(ops, "SMALLEST", 0)
+    monkeypatch.setattr(ops, "SMALLEST_GIVEN", 0)
+
+
+@pytest.fixture
+def count():
+    """How many calls kernels serve from here on."""
+    before = kernels.served()
+    return lambda: kernels.served().since(before)
+
+
+def _arrays(layer, shape, param, dtype=torch.float32, recorded=False):
+    torch.manual_seed(0)
+    statistics = (torch.randn(param), torch.rand(param) + 0.5) if layer == "batch_norm" else ()
+    arrays = (torch.randn(shape), torch.randn(param), torch.randn(param), *statistics)
+    return [a.to(dtype).requires_grad_(recorded) for a in arrays]
+
+
+def _five(arrays):
+    return (*arrays, *(None,) * (5 - len(arrays)))
+
+
+@pytest.mark.parametrize("memory", ["row-major", "strided"])
+@pytest.mark.parametrize(("layer", "shape", "param", "numbers"), ROWS)
+def test_opcheck(layer, shape, param, numbers, memory):
+    arrays = _arrays(layer, shape, param)
+    if memory == "strided":
+        arrays = [a.mT.contiguous().mT if a.ndim > 1 else a.repeat_interleave(2)[::2] for a in arrays]
+    operands = _five(arrays)
+    stats = torch.ops.normkit.forward(*operands, layer, *numbers)[1]
+    needs = [a is not None for a in operands]
+    torch.library.opcheck(torch.ops.normkit.backward, (*operands, stats, arrays[0], layer, *numbers, needs))
+    operands = _five([a.requires_grad_() for a in arrays])
+    torch.library.opcheck(torch.ops.normkit.forward, (*operands, layer, *numbers))
+
+
+@pytest.mark.parametrize(("layer", "shape", "param", "numbers"), ROWS)
+def test_the_operator_s_gradients(layer, shape, param, numbers):
+    arrays = _arrays(layer, shape, param, torch.float64, recorded=True)
+
+    def call(*given):
+        return torch.ops.normkit.forward(*_five(given), layer, *numbers)[0]
+
+    assert torch.autograd.gradcheck(call, arrays)
+    assert torch.autograd.gradgradcheck(call, arrays)
+
+
+#: The function's arguments for the same.
+OPTIONS = {
+    "layer_norm": {"axis": (1, 2)},
+    "rms_norm": {"weight_offset": 1.0, "axis": 1},
+    "group_norm": {"num_groups": 4},
+    "instance_norm": {"axis": 2},
+}
+
+
+def _call(layer, x, weight, bias, *statistics):
+    arguments = {"weight": weight} if layer == "rms_norm" else {"weight": weight, "bias": bias}
+    out = getattr(nk, layer)(x, *statistics, **arguments, **OPTIONS.get(layer, {}))
+    return out[0] if isinstance(out, tuple) else out
+
+
+@pytest.mark.parametrize(("layer", "shape", "param", "numbers"), ROWS)
+def test_a_compiled_call_is_served(layer, shape, param, numbers, count):
+    arrays = _arrays(layer, shape, param, recorded=True)
+    used = [arrays[0], arrays[1], *arrays[3:]] if layer == "rms_norm" else arrays
+    compiled = torch.compile(lambda *given: _call(layer, *given), backend="aot_eager", fullgraph=True)
+    y = compiled(*arrays)
+    found = torch.autograd.grad(y.sin().sum(), used)
+    assert count() == (1, 1)
+    eager = _call(layer, *arrays)
+    assert torch.equal(y, eager) and y.stride() == eager.stride()
+    for mine, theirs in zip(found, torch.autograd.grad(eager.sin().sum(), used), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_one_graph_for_any_batch(count):
+    compiled = torch.compile(nk.layer_norm, backend="aot_eager", fullgraph=True, dynamic=True)
+    with torch.compiler.set_stance("default"):
+        compiled(torch.randn(3, 6))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for n in (4, 9):
+            x = torch.randn(n, 6)
+            torch.testing.assert_close(compiled(x), nk.layer_norm(x), rtol=0, atol=0)
+    assert count() == (5, 0)
+    empty = torch.compile(nk.layer_norm, backend="aot_eager")(torch.empty(0, 6, requires_grad=True))
+    assert empty.shape == (0, 6)
+
+
+def test_what_stays_plain_operations(count, monkeypatch):
+    """Exported programs run without normkit; transformations inside of a graph follow each operation."""
+    x = torch.randn(4, 6)
+    program = torch.export.export(importlib.import_module("normkit.torch").LayerNorm(6), (x,))
+    assert not any("normkit" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(x), nk.layer_norm(x))
+    mapped = torch.compile(torch.func.vmap(nk.layer_norm), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(mapped(x), nk.layer_norm(x))
+
+    def pushed(x):
+        return torch.func.jvp(nk.layer_norm, (x,), (x.cos(),))[1]
+
+    before = count().forward
+    torch.testing.assert_close(torch.compile(pushed, backend="aot_eager", fullgraph=True)(x), pushed(x))
+    with kernels.off():
+        torch.compile(nk.layer_norm, backend="aot_eager", fullgraph=True)(x)
+    monkeypatch.setattr(ops, "SMALLEST", 25)
+    torch.compile(nk.layer_norm, backend="aot_eager", fullgraph=True)(x)
+    assert count().forward == before
