@@ -256,7 +256,7 @@ def batch_norm(
     Parameters
     ----------
     x : array, floating-point, any shape
-    mean, var : array of shape (channels,); var is not negative (checked where the values lie in host memory)
+    mean, var : array of shape (channels,); var is not negative (checked where the values are at hand; else y is NaN)
     weight, bias : array of shape (channels,), or None
     axis : the channel axis; negative values count from the end
     eps : a number >= 0, added to the variance

@@ -19,6 +19,8 @@
 namespace normkit::xla {
 namespace {
 
+constexpr int64_t kSharedBytes = 256 << 10;  // XLA's threads start slower than others: below, one is as fast as two
+
 // The arrays of a call, in the order in which those that are there are passed; the same as SLOTS in backends/jax/fused.py.
 enum Slot { X, DY, WEIGHT, BIAS, GIVEN_MEAN, GIVEN_VAR, Y, MEAN, RESIDUE, VAR, RSTD, DWEIGHT, DBIAS, DMEAN, DVAR, SLOTS };
 constexpr const char *kNames[SLOTS] = {"x",       "dy",  "weight", "bias",    "given_mean", "given_var", "y",   "mean",
@@ -266,10 +268,10 @@ bool execute(const Frame *frame, Call &call) {
   } restore;
   pool = &mine;
   const int64_t bytes = call.args.size() * size_of(call.args.xtype);
-  if (call.instances == 1 || bytes >= kParallelBytes) {
+  if (call.instances == 1 || bytes >= kSharedBytes) {
     for (int64_t i = 0; i < call.instances; ++i) {
       Args a = instance(call, i);
-      if (!launch(a, call.backward, int(call.kind), shared)) return false;
+      if (!launch(a, call.backward, int(call.kind), bytes < kSharedBytes ? serial : shared)) return false;
     }
     return true;
   }
