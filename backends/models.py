@@ -70,8 +70,11 @@ class Recalibrates(Models, Protocol):
     #: Whether stored variances are n / (n - 1) times those of the values.
     unbiased: bool
 
-    def recorded(self, layer: Any) -> tuple[Any, Any, float] | str | None:
-        """Running mean and variance of a batch norm, and eps; why it has none; ``None`` for what is no batch norm."""
+    def recorded(self, layer: Any) -> tuple[Any, Any, float, float] | str | None:
+        """Running mean and variance of a batch norm, eps, and the largest number of their dtype.
+
+        A text says why a batch norm has none; what is no batch norm gets ``None``.
+        """
 
     def record(self, layer: Any, mean: Any, var: Any, batches: int) -> None:
         """Write the running statistics of a batch norm, which come from so many batches."""

@@ -212,6 +212,19 @@ def test_batches_as_loaders_have_them():
         assert torch.allclose(twin[1].running_var, first[1].running_var, rtol=EXACT)
 
 
+def test_half_precision():
+    """Statistics are measured in float64 and rounded once; what float16 cannot hold is refused."""
+    x = torch.randn(64, 3, dtype=torch.float16) * 3
+    model = nn.BatchNorm1d(3).half()
+    nk.recalibrate(model, x.split(16))
+    assert torch.equal(model.running_var, x.double().var(0).half())
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"recalibrate cannot write .* of the model, whose dtype ends at 6\.55e\+04"):
+        nk.recalibrate(model, [x * 200])
+    assert all(torch.equal(a, before[n]) for n, a in model.state_dict().items())
+    assert nk.statistics_gap(model, [x * 200]).layers[0].var[1] < 1e-3
+
+
 def test_report():
     model = nn.Sequential(*(nn.BatchNorm1d(3) for _ in range(12)), nt.FrozenBatchNorm2d(3))[:12]
     text = repr(nk.statistics_gap(model, [torch.randn(9, 3) + 2])).splitlines()

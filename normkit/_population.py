@@ -105,8 +105,8 @@ def recalibrate(
         model is of no framework whose statistics are known, or batches is not iterable.
     ValueError
         There are no batches (or an iterator that ends after one pass, where more are wanted); the model has no batch
-        norm, or is compiled, scripted, exported or quantized; a batch brings statistics that are not finite. Nothing is
-        changed then.
+        norm, or is compiled, scripted, exported or quantized; a batch brings statistics that are not finite, or are more
+        than the dtype of the running ones holds. Nothing is changed then.
     """
     return _close("recalibrate", model, batches, call, sequential, progress, write=True)
 
@@ -147,7 +147,7 @@ def _close(
         populations = dict(seen.populations)
         if sequential:
             populations = _one_by_one(seen, source, start, model, call or call_with)
-    gaps, left = [], []
+    gaps, left, measured = [], [], []
     for layer, all_names, recorded in norms:
         kind = kind_of(original_of(layer) or type(layer))
         population = populations.get(id(layer))
@@ -155,15 +155,20 @@ def _close(
             reason = recorded if isinstance(recorded, str) else "no batch reached it"
             left.append(NormLayer(all_names[0], kind, reason, all_names[1:]))
             continue
-        mean, var, eps = recorded
-        measured = population.var(framework.unbiased)
-        ratios = (var + eps) / (measured + eps)
-        apart = np.abs(mean - population.mean) / np.sqrt(measured + eps)
-        gaps.append(
-            Gap(all_names[0], kind, population.count, float(apart.max()), (float(ratios.min()), float(ratios.max())))
-        )
-        if write:
-            framework.record(layer, population.mean, measured, count)
+        mean, var, eps, largest = recorded
+        found = population.var(framework.unbiased)
+        most = max(float(np.abs(population.mean).max(initial=0)), float(found.max(initial=0)))
+        if write and most > largest:
+            raise ValueError(
+                f"{function} cannot write {most:.3g} to the running statistics of {all_names[0] or 'the model'}, whose "
+                f"dtype ends at {largest:.3g}: keep them in float32."
+            )
+        ratios, apart = (var + eps) / (found + eps), np.abs(mean - population.mean) / np.sqrt(found + eps)
+        extremes = float(ratios.min()), float(ratios.max())
+        gaps.append(Gap(all_names[0], kind, population.count, float(apart.max()), extremes))
+        measured.append((layer, population.mean, found))
+    for layer, mean, var in measured if write else ():
+        framework.record(layer, mean, var, count)
     return Gaps(type(model).__name__, write, count, tuple(gaps), tuple(left))
 
 

@@ -52,8 +52,8 @@ class TorchRecalibrates:
     #: Whether stored variances are n / (n - 1) times those of the values.
     unbiased = True
 
-    def recorded(self, layer: Any) -> tuple[Any, Any, float] | str | None:
-        """Running mean and variance, and eps."""
+    def recorded(self, layer: Any) -> tuple[Any, Any, float, float] | str | None:
+        """Buffers, eps, and what the buffers can hold."""
         found = formula(layer)
         if found is None or isinstance(found, str):
             return found
@@ -61,7 +61,8 @@ class TorchRecalibrates:
             return "it is frozen: its statistics are constants"
         if layer.running_mean is None or layer.running_var is None:
             return "it has no running statistics"
-        return numbers(layer.running_mean), numbers(layer.running_var), layer.eps
+        largest = torch.finfo(layer.running_var.dtype).max
+        return numbers(layer.running_mean), numbers(layer.running_var), layer.eps, largest
 
     def record(self, layer: Any, mean: Any, var: Any, batches: int) -> None:
         """Written in place; ``num_batches_tracked`` is the number of batches."""
