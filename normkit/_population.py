@@ -105,8 +105,8 @@ def recalibrate(
         model is of no framework whose statistics are known, or batches is not iterable.
     ValueError
         There are no batches (or an iterator that ends after one pass, where more are wanted); the model has no batch
-        norm, or is compiled, scripted, exported or quantized; a batch brings statistics that are not finite, or are more
-        than the dtype of the running ones holds. Nothing is changed then.
+        norm, or is compiled, scripted, exported or quantized; statistics are not finite, or more than the dtype of the
+        running ones holds. Nothing is changed then.
     """
     return _close("recalibrate", model, batches, call, sequential, progress, write=True)
 

@@ -42,7 +42,7 @@ class BatchStats(NamedTuple):
     """Statistics of one batch, one value per channel, in the accumulation dtype.
 
     ``var`` is the biased variance (divided by ``count``). ``count`` is the number of elements behind each channel's
-    statistics: an ``int``, or an array where a mask or an unknown axis length decides it, and under ``torch.func``.
+    statistics: an ``int``, or an array where a mask or an unknown axis length decides it.
     """
 
     mean: Array
