@@ -47,6 +47,10 @@ class Backend(Protocol):
     def tracing(self) -> bool:
         """Whether Python itself is being traced, so that a cache is better left alone."""
 
+    @property
+    def at_once(self) -> Callable[..., Array | None] | None:
+        """Of plan, x, weight, bias, mean, var: y if that takes one call, else ``None``, whatever they are."""
+
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
         """Normalize, with the gradient attached in the library's own way; statistics where the plan lets them out."""
 
@@ -61,6 +65,7 @@ class ArrayBackend:
     """A backend for any library whose arrays have an array API namespace; the others refine it."""
 
     name = "array-api"
+    at_once: Callable[..., Array | None] | None = None
     #: Nothing is known of an unknown library's sums, and looking at a value may stall it.
     habits = Habits(wide=True)
 

@@ -27,7 +27,7 @@ ONLY = {
 
 
 def pytest_addoption(parser):
-    """Add ``--backend NAME``, ``--device NAME`` and ``--kernels MODE``."""
+    """Add ``--backend NAME``, ``--device NAME``, ``--kernels MODE`` and ``--huge``."""
     group = parser.getgroup("normkit")
     group.addoption(
         "--backend",
@@ -41,6 +41,7 @@ def pytest_addoption(parser):
         help="the fused kernels' mode, in place of NORMKIT_KERNELS; where they are required, what they cannot serve is "
         "expected to be refused",
     )
+    group.addoption("--huge", action="store_true", help="also what takes 12 GB of memory")
     group.addoption("--device", metavar="NAME", help="PyTorch's default device, such as cuda; the others choose theirs")
 
 

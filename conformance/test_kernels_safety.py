@@ -13,7 +13,7 @@ import pytest
 
 import normkit as nk
 from normkit.backends import kernels
-from normkit.conformance.kernel_inputs import LARGE, guarded, make, operands_of, run
+from normkit.conformance.kernel_inputs import LARGE, extension_call, guarded, make, operands_of, run
 from normkit.core import plan as plans
 from normkit.core.normalize import Operands
 
@@ -54,6 +54,66 @@ def _script(text, **environment):
     environment = {**os.environ, **environment}
     return subprocess.run([sys.executable, "-c", text], env=environment, capture_output=True, text=True, timeout=120)
 
+
+LIMITS = """
+import {imported}
+import numpy as np, threadpoolctl
+import normkit as nk
+from normkit.backends import kernels
+x = np.random.default_rng(0).standard_normal((3000, 65)).astype("f4")
+y = nk.layer_norm(x)
+{limited}
+assert (nk.layer_norm(x) == y).all()
+"""
+WITHIN = """
+torch.set_num_threads(3)
+with threadpoolctl.threadpool_limits(1):
+    assert kernels.info()["threads"] == 1
+    assert (nk.layer_norm(x) == y).all()
+assert kernels.info()["threads"] == 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("imported", "limited"),
+    [
+        ("sys", "assert kernels.info()['threads'] == 1"),
+        ("torch", "assert kernels.info()['threads'] == 1"),
+        ("torch", "torch.set_num_threads(5); assert kernels.info()['threads'] == 5"),
+        ("torch", "torch.set_num_threads(5); kernels.limit_threads(2); assert kernels.info()['threads'] == 2"),
+        ("torch", WITHIN),
+    ],
+)
+def test_limits_of_threads(imported, limited):
+    """OMP_NUM_THREADS, and what sets the limits of an OpenMP runtime that is loaded."""
+    pytest.importorskip("threadpoolctl")
+    pytest.importorskip(imported)
+    done = _script(LIMITS.format(imported=imported, limited=limited), OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_many_threads_call_at_once_on_the_pool_of_torch():
+    pytest.importorskip("torch")
+    done = _script(CALLERS)
+    assert done.returncode == 0, done.stderr
+
+
+CALLERS = """
+import threading, torch
+import normkit as nk
+from normkit.backends import kernels
+torch.set_num_threads(2)
+x = torch.randn(600, 257)
+want = nk.layer_norm(x)
+done = []
+def work():
+    for _ in range(20):
+        torch.mul(x, 2)
+        done.append(torch.equal(nk.layer_norm(x), want))
+workers = [threading.Thread(target=work) for _ in range(6)]
+[w.start() for w in workers], [w.join() for w in workers]
+assert len(done) == 120 and all(done) and kernels.info()["threads_of"] == "openmp"
+"""
 
 FORK = """
 import os, sys
@@ -124,20 +184,8 @@ def test_refusals():
     assert "shape (0, 6)" in kernels.refusal(plans.layer_plan((0, 6), (1,), 1e-5), Operands(x[:0]))
 
 
-def _extension_call(**changed):
-    x = np.ones((4, 6), "f4")
-    arguments = {"backward": False, "kind": 0, "outer": 4, "groups": 1, "channels": 6, "inner": 1}
-    arguments |= {"eps": 1e-5, "offset": 0.0, "center": True, "x": x, "dy": None}
-    arguments |= dict.fromkeys(("weight", "bias", "mean", "var"))
-    arguments |= {"out": np.empty_like(x), "stats": None}
-    arguments |= dict.fromkeys(("dweight", "dbias", "dmean", "dvar"))
-    arguments.update(changed)
-    kernels._kernels.call(*arguments.values())
-    return arguments
-
-
 def test_bad_buffers_raise():
-    _extension_call()
+    extension_call()
     x = np.ones((4, 6), "f4")
     frozen = np.empty_like(x)
     frozen.setflags(write=False)
@@ -166,7 +214,7 @@ def test_bad_buffers_raise():
                                     "weight": np.ones(6, "f4"), "dweight": np.empty(6, "f8")}),
     ):  # fmt: skip
         with pytest.raises(error, match=words):
-            _extension_call(**changed)
+            extension_call(**changed)
     with pytest.raises(TypeError, match="21 arguments"):
         kernels._kernels.call(1)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _validate as check
+from ._dispatch import _by_type
 from .backends import Backend
 from .core import plan as plans
 from .core.normalize import Operands
@@ -18,28 +19,40 @@ Array = Any
 Call = tuple[Backend, Plan, Operands]
 
 
+def at_once(x, weight, bias, mean, var, mask, lengths, build: Callable[..., Plan], *args: Any) -> Array | None:
+    """``y`` of a call like one before it, whose arrays need no other look than the kernels' own; else ``None``."""
+    backend = _by_type.get(type(x))
+    if backend is None or backend.at_once is None or mask is not None or lengths is not None or backend.tracing():
+        return None
+    try:
+        plan = _remembered(build, x.shape, *args)
+    except (TypeError, ValueError):
+        return None  # refused in a moment, with the words for it
+    return backend.at_once(plan, x, weight, bias, mean, var)
+
+
 def layer_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-5, mask=None, lengths=None) -> Call:
-    return _checked(*_planned(x, _layer_plan, axis, eps), Operands(x, weight, bias, None, None, mask), lengths)
+    return _checked(*_planned(x, layer_plan, axis, eps), Operands(x, weight, bias, None, None, mask), lengths)
 
 
 def rms_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-6, weight_offset=0.0, mask=None, lengths=None) -> Call:
     return _checked(
-        *_planned(x, _rms_plan, axis, eps, weight_offset), Operands(x, weight, bias, None, None, mask), lengths
+        *_planned(x, rms_plan, axis, eps, weight_offset), Operands(x, weight, bias, None, None, mask), lengths
     )
 
 
 def group_norm(x, num_groups, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None, lengths=None) -> Call:
     return _checked(
-        *_planned(x, _group_plan, num_groups, axis, eps), Operands(x, weight, bias, None, None, mask), lengths
+        *_planned(x, group_plan, num_groups, axis, eps), Operands(x, weight, bias, None, None, mask), lengths
     )
 
 
 def instance_norm(x, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None, lengths=None) -> Call:
-    return _checked(*_planned(x, _instance_plan, axis, eps), Operands(x, weight, bias, None, None, mask), lengths)
+    return _checked(*_planned(x, instance_plan, axis, eps), Operands(x, weight, bias, None, None, mask), lengths)
 
 
 def batch_norm(x, mean, var, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None, lengths=None) -> Call:
-    backend, plan = _planned(x, _batch_plan, axis, eps)
+    backend, plan = _planned(x, batch_plan, axis, eps)
     if mean is None or var is None:
         check.backend_of("mean" if mean is None else "var", None)
     call = _checked(backend, plan, Operands(x, weight, bias, mean, var, mask), lengths)
@@ -48,7 +61,7 @@ def batch_norm(x, mean, var, weight=None, bias=None, *, axis=1, eps=1e-5, mask=N
 
 
 def batch_norm_train(x, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None, lengths=None) -> Call:
-    return _checked(*_planned(x, _batch_train_plan, axis, eps), Operands(x, weight, bias, None, None, mask), lengths)
+    return _checked(*_planned(x, batch_train_plan, axis, eps), Operands(x, weight, bias, None, None, mask), lengths)
 
 
 def _checked(backend: Backend, plan: Plan, operands: Operands, lengths: Array | None) -> Call:
@@ -57,33 +70,33 @@ def _checked(backend: Backend, plan: Plan, operands: Operands, lengths: Array | 
     return backend, plan, check.operands(backend, plan.param_shape, operands)
 
 
-def _layer_plan(shape: Shape, axis, eps) -> Plan:
+def layer_plan(shape: Shape, axis, eps) -> Plan:
     return plans.layer_plan(shape, check.several_axes(axis, shape), check.epsilon(eps))
 
 
-def _rms_plan(shape: Shape, axis, eps, weight_offset) -> Plan:
+def rms_plan(shape: Shape, axis, eps, weight_offset) -> Plan:
     offset = check.finite("weight_offset", weight_offset)
     return plans.rms_plan(shape, check.several_axes(axis, shape), check.epsilon(eps), offset)
 
 
-def _group_plan(shape: Shape, num_groups, axis, eps) -> Plan:
+def group_plan(shape: Shape, num_groups, axis, eps) -> Plan:
     index = check.channel_axis(axis, shape)
     plan = plans.group_plan(shape, check.groups(num_groups, shape[index]), index, check.epsilon(eps))
     check.reduces(plan)
     return plan
 
 
-def _instance_plan(shape: Shape, axis, eps) -> Plan:
+def instance_plan(shape: Shape, axis, eps) -> Plan:
     plan = plans.instance_plan(shape, check.channel_axis(axis, shape), check.epsilon(eps))
     check.reduces(plan)
     return plan
 
 
-def _batch_plan(shape: Shape, axis, eps) -> Plan:
+def batch_plan(shape: Shape, axis, eps) -> Plan:
     return plans.batch_plan(shape, check.channel_axis(axis, shape), check.epsilon(eps), given=True)
 
 
-def _batch_train_plan(shape: Shape, axis, eps) -> Plan:
+def batch_train_plan(shape: Shape, axis, eps) -> Plan:
     plan = plans.batch_plan(shape, check.channel_axis(axis, shape), check.epsilon(eps), given=False)
     check.reduces(plan)
     check.several_values(plan)

@@ -80,6 +80,48 @@ def refusal(plan: Plan, operands: Operands) -> str | None:
     return None
 
 
+def at_once(plan: Plan, x: Array, weight: Array | None, bias: Array | None, mean: Array | None, var: Array | None):
+    """``y``, where :func:`apply` has served this plan; ``None`` where the arrays are others than it was served for.
+
+    Nothing need have been looked at but the shape of x: arrays that do not fit are among the others.
+    """
+    known = plan.memo.get(x.dtype)
+    if known is None or mode == "0":
+        return None
+    y = known[0].empty_like(x)
+    return y if _kernels.apply(known[1], x, weight, bias, mean, var, y, None) else None
+
+
+def fits(plan: Plan, x: Array, weight: Array | None, bias: Array | None, mean: Array | None, var: Array | None) -> bool:
+    """Whether :func:`at_once` has a ``y`` for these."""
+    known = plan.memo.get(x.dtype)
+    return known is not None and mode != "0" and _kernels.fits(known[1], x, weight, bias, mean, var)
+
+
+def apply(plan: Plan, operands: Operands, *, save: bool = False) -> tuple[Array, Array | None] | None:
+    """What :func:`forward` returns, where a kernel serves the call.
+
+    What :func:`accelerates` said of a plan and a dtype holds for all row-major arrays: for them it is asked once.
+    """
+    x, weight, bias, mean, var, mask = operands
+    known = plan.memo.get(x.dtype)
+    if known is not None and mask is None and mode != "0":
+        library, bound, rows, shape = known
+        y = library.empty_like(x)
+        stats = library.statistics(x, rows, shape) if save and mean is None else None
+        if _kernels.apply(bound, x, weight, bias, mean, var, y, stats):
+            return y, stats
+    if not accelerates(plan, operands):
+        return None
+    library, at = library_of(type(x)), route(plan, False)
+    if at is not None and library.exports(x.dtype):
+        bound = _kernels.bind(
+            library.kinds, library.negated, plan.param_shape, *at[:5], plan.eps, plan.weight_offset, plan.center
+        )
+        plan.memo[x.dtype] = library, bound, 4 if plan.center else 2, at.moments_shape
+    return forward(plan, operands, save=save)
+
+
 def forward(plan: Plan, operands: Operands, *, save: bool = True) -> tuple[Array, Array | None]:
     """``y`` and the packed statistics: one row each of mean, residue, var, rstd, or of var, rstd where not centred.
 
@@ -94,6 +136,13 @@ def forward(plan: Plan, operands: Operands, *, save: bool = True) -> tuple[Array
 
 def vjp(plan: Plan, operands: Operands, stats: Array | None, dy: Array, needs: Gradients = ALL) -> Gradients:
     """Gradients of ``sum(y * dy)`` for the operands that are given and that ``needs`` marks."""
+    known = plan.memo.get(operands.x.dtype)
+    if known is not None:
+        given = operands[:5]
+        like = known[0].empty_like
+        found = [like(a) if a is not None and needed else None for a, needed in zip(given, needs, strict=True)]
+        if _kernels.pull_back(known[1], operands.x, dy, *given[1:], found[0], stats, *found[1:]):
+            return Gradients(*found)
     library, at, order, x, params = _found(plan, operands)
     dx = library.empty_like(x) if needs.x else None
     dparams = [
@@ -216,7 +265,10 @@ __all__ = [
     "Served",
     "accelerates",
     "allows",
+    "apply",
+    "at_once",
     "batch_stats",
+    "fits",
     "forward",
     "info",
     "limit_threads",

@@ -44,9 +44,10 @@ class NumpyArrays:
     """NumPy, with the bfloat16 of ml_dtypes as its bits."""
 
     elsewhere: str | None = None
+    negated = None
 
     def __init__(self, np) -> None:
-        self.np = np
+        self.np, self.kinds, self.empty_like = np, (np.ndarray,), np.empty_like
         self._plain = {np.dtype(t): True for t in ("f2", "f4", "f8")}
 
     def _known_dtype(self, dtype) -> bool:
@@ -76,9 +77,9 @@ class NumpyArrays:
         like[...] = y
         return like
 
-    def empty_like(self, x: Array) -> Array:
-        """An array of x's shape, dtype and layout."""
-        return self.np.empty_like(x)
+    def exports(self, dtype) -> bool:
+        """Whether the extension takes such arrays as they are."""
+        return dtype.char in "efd"
 
     def like(self, dy: Array, x: Array) -> Array:
         """``dy`` in x's dtype and layout."""
@@ -110,8 +111,9 @@ class TorchArrays:
     elsewhere: str | None = None
 
     def __init__(self, torch) -> None:
-        self.torch = torch
-        self._kinds = (torch.Tensor, torch.nn.Parameter)
+        self.torch, self.kinds = torch, (torch.Tensor, torch.nn.Parameter)
+        self.negated = torch.Tensor.is_neg
+        self.empty_like = torch.empty_like
         self._plain = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
     def layout(self, x: Array) -> str | None:
@@ -120,10 +122,10 @@ class TorchArrays:
             not x.is_cpu
             or x.dtype not in self._plain
             or x.layout is not self.torch.strided
-            or type(x) not in self._kinds
+            or type(x) not in self.kinds
         ):
             return None
-        if x.is_neg():
+        if _symbolic(x):
             return "strided"
         if x.is_contiguous():
             return "first"
@@ -134,7 +136,9 @@ class TorchArrays:
 
     def ordered(self, x: Array, order: Order | None = None) -> Array:
         """``x`` with its axes in this order, row-major."""
-        x = x.detach().resolve_neg()
+        x = x.detach()
+        if _symbolic(x):
+            x = self.torch.empty_like(x).copy_(x)
         return (x if order is None else x.permute(order)).contiguous()
 
     def restored(self, y: Array, inverse: Order, x: Array) -> Array:
@@ -142,13 +146,13 @@ class TorchArrays:
         y, like = y.permute(inverse), self.torch.empty_like(x)
         return y if y.stride() == like.stride() else like.copy_(y)
 
-    def empty_like(self, x: Array) -> Array:
-        """A tensor of x's shape, dtype and layout."""
-        return self.torch.empty_like(x)
+    def exports(self, dtype) -> bool:
+        """Whether the extension takes such tensors as they are."""
+        return True
 
     def like(self, dy: Array, x: Array) -> Array:
         """``dy`` in x's dtype and layout."""
-        if dy.dtype == x.dtype and dy.stride() == x.stride() and not dy.is_neg():
+        if dy.dtype == x.dtype and dy.stride() == x.stride() and not _symbolic(dy):
             return dy
         return self.torch.empty_like(x).copy_(dy)
 
@@ -160,3 +164,8 @@ class TorchArrays:
     def exported(self, arrays):
         """The arrays as the extension takes them."""
         return arrays
+
+
+def _symbolic(x: Array) -> bool:
+    """Whether memory does not say what a tensor's values are: a lazy negation, or zeros that have no memory."""
+    return x.is_neg() or x._is_zerotensor()

@@ -33,38 +33,31 @@ class Reordered(NamedTuple):
     route: Route
 
 
-_memory: dict[tuple[int, Any], tuple[Plan, Any]] = {}
-
-
 def route(plan: Plan, channels_last: bool) -> Route | None:
     """The route for x where it is, in row-major order or with axis 1 last in memory; ``None`` where there is none."""
-    return _remembered(plan, channels_last, _route)
+    return _remembered(plan, "last" if channels_last else "first", _route)
 
 
 def reordered(plan: Plan) -> Reordered | None:
     """The route for a copy of x; ``None`` where there is no element, or sizes are not known yet."""
-    return _remembered(plan, None, _reordered)
+    return _remembered(plan, "reordered", _reordered)
 
 
-def _remembered(plan: Plan, what: bool | None, find: Callable[[Plan, Any], Any]) -> Any:
-    """By the plan's identity: plans are cached, and hashing one takes longer than a small kernel."""
-    found = _memory.get((id(plan), what))
-    if found is not None and found[0] is plan:
-        return found[1]
-    if len(_memory) > 1024:
-        _memory.clear()
-    known = all(type(n) is int and n > 0 for n in plan.shape)
-    new = find(plan, what) if known else None
-    _memory[id(plan), what] = plan, new
-    return new
+def _remembered(plan: Plan, what: str, find: Callable[[Plan, str], Any]) -> Any:
+    try:
+        return plan.memo[what]
+    except KeyError:
+        known = all(type(n) is int and n > 0 for n in plan.shape)
+        found = plan.memo[what] = find(plan, what) if known else None
+        return found
 
 
-def _route(plan: Plan, channels_last: bool) -> Route | None:
+def _route(plan: Plan, layout: str) -> Route | None:
     axes = range(len(plan.shape))
-    return _along(plan, (0, *axes[2:], 1) if channels_last else tuple(axes))
+    return _along(plan, (0, *axes[2:], 1) if layout == "last" else tuple(axes))
 
 
-def _reordered(plan: Plan, _: None) -> Reordered:
+def _reordered(plan: Plan, _: str) -> Reordered:
     axes = tuple(range(len(plan.shape)))
     front: Order = ()
     if plan.layer in ("layer_norm", "rms_norm"):

@@ -25,6 +25,7 @@ class NumpyBackend(ArrayBackend):
     """Sums are wide: NumPy adds float32 pairwise along memory only, and one by one across it."""
 
     name = "numpy"
+    at_once = staticmethod(kernels.at_once)
     habits = Habits(wide=True, rescue=rescue_quietly)
 
     def __init__(self) -> None:
@@ -37,13 +38,15 @@ class NumpyBackend(ArrayBackend):
         return 0.0 if kernels.negative(x) is False else min(float(x.astype("f8", copy=False).min()), 0.0)
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
-        if not kernels.accelerates(plan, operands):
+        found = kernels.apply(plan, operands, save=plan.layer == "batch_norm_train")
+        if found is None:
             return super().apply(plan, operands)
-        y, stats = kernels.forward(plan, operands, save=plan.layer == "batch_norm_train")
+        y, stats = found
         return y, kernels.batch_stats(plan, stats)
 
     def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
-        if not kernels.accelerates(plan, operands):
+        found = kernels.apply(plan, operands, save=True)
+        if found is None:
             return super().vjp(plan, operands)
-        y, stats = kernels.forward(plan, operands)
+        y, stats = found
         return y, kernels.batch_stats(plan, stats), lambda dy: kernels.vjp(plan, operands, stats, dy)

@@ -37,29 +37,45 @@ class TorchBackend(ArrayBackend):
         return a.shape == shape and a.dtype in _FLOATING and a.device == device
 
     def least(self, x: Array) -> float:
-        if _traced(x) or not x.is_cpu or kernels.negative(x) is False:
+        if _traced(x) or not x.is_cpu or (kernels.negative(x) is False and not x.is_neg()):
             return 0.0
         return min(x.detach().min().item(), 0.0)
 
+    def at_once(self, plan: Plan, x: Array, weight: Any, bias: Any, mean: Any, var: Any) -> Array | None:
+        if _traced(x):
+            return None
+        if torch.is_grad_enabled() and _wants_gradient(x, weight, bias, mean, var):
+            if not kernels.fits(plan, x, weight, bias, mean, var):
+                return None
+            return _Fused.apply(plan, x, weight, bias, mean, var, None)[0]
+        return kernels.at_once(plan, x, weight, bias, mean, var)
+
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
         x = operands.x
-        if x.device.type == "cuda" and x.dtype in (torch.float16, torch.bfloat16) and _autocast(plan, "cuda"):
+        if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and _autocast(plan, "cuda"):
             operands = operands._replace(x=x.float())
-        recorded = torch.is_grad_enabled() and any(a is not None and a.requires_grad for a in operands)
         if torch.compiler.is_compiling() and ops.serves(operands):
             return ops.apply(plan, operands)
-        if not _traced(x) and kernels.accelerates(plan, operands):
-            if not recorded:
-                y, packed = kernels.forward(plan, operands, save=plan.layer == "batch_norm_train")
-                return y, kernels.batch_stats(plan, packed)
+        recorded, traced = _recorded(operands), _traced(x)
+        if recorded and not traced and kernels.accelerates(plan, operands):
             y, *stats = _Fused.apply(plan, *operands)
             return y, BatchStats(*stats) if stats else None
-        if not recorded or _traced(x):
+        if not recorded and not traced:
+            found = kernels.apply(plan, operands, save=plan.layer == "batch_norm_train")
+            if found is not None:
+                y, packed = found
+                return y, kernels.batch_stats(plan, packed)
+        if not recorded or traced:
             return _plain(plan, operands)
         y, *stats = _Normalize.apply(plan, *operands)
         return y, BatchStats(*stats) if stats else None
 
     def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
+        if not _recorded(operands) and not _traced(operands.x):
+            found = kernels.apply(plan, operands, save=True)
+            if found is not None:
+                y, packed = found
+                return y, kernels.batch_stats(plan, packed), lambda dy: kernels.vjp(plan, operands, packed, dy)
         y, used = forward(xp, plan, operands, _habits(plan, operands.x))
         return y, returned_stats(xp, plan, operands, used), lambda dy: vjp(xp, plan, operands, used, dy)
 
@@ -81,6 +97,21 @@ def _habits(plan: Plan, x: torch.Tensor) -> Habits:
     # Sums are cascades along one axis or the last ones in memory, and one by one over some sets of others.
     wide = not (plan.trailing and x.is_contiguous())
     return Habits(wide, staged=True, rescue=rescue_always if _traced(x) else rescue_if_needed)
+
+
+def _recorded(operands: Operands) -> bool:
+    """Whether autograd wants a gradient."""
+    return torch.is_grad_enabled() and _wants_gradient(*operands[:5])
+
+
+def _wants_gradient(x: Any, weight: Any, bias: Any, mean: Any, var: Any) -> bool:
+    """Of whatever these are: spelled out, for this is asked in every call."""
+    return (
+        x.requires_grad
+        or (weight is not None and getattr(weight, "requires_grad", False))
+        or (bias is not None and getattr(bias, "requires_grad", False))
+        or (mean is not None and (getattr(mean, "requires_grad", False) or getattr(var, "requires_grad", False)))
+    )
 
 
 def _traced(x: torch.Tensor) -> bool:
@@ -141,7 +172,9 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, plan, *arrays):
-        y, packed = kernels.forward(plan, Operands(*arrays))
+        found = kernels.apply(plan, Operands(*arrays), save=True)
+        assert found is not None, "accelerates() was not asked"
+        y, packed = found
         ctx.plan = plan
         ctx.save_for_backward(*arrays, packed)
         stats = kernels.batch_stats(plan, packed)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 #: The length of one axis; ``None`` where a graph is traced and the length is not known yet.
 Size = int | None
@@ -37,12 +38,17 @@ class Plan:
     param_axes: tuple[int, ...] = field(init=False)
     #: The reduced axes are the last ones, so that a row-major library sums along memory.
     trailing: bool = field(init=False)
+    #: What backends remember of the plan; a copy of it starts without.
+    memo: dict[Any, Any] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
         set_(self, "count", product(self.view[a] for a in self.axes))
         set_(self, "param_axes", tuple(a for a, n in enumerate(self.param_view) if n == 1 and self.view[a] != 1))
         set_(self, "trailing", self.axes == tuple(range(len(self.view) - len(self.axes), len(self.view))))
+
+    def __reduce__(self):
+        return Plan, tuple(getattr(self, f.name) for f in fields(self) if f.init)
 
     @property
     def empty(self) -> bool:

@@ -30,6 +30,14 @@ template <class N> bool dense(int ndim, const N *shape, const N *strides, int64_
   return true;
 }
 
+// Whether they are in row-major order besides.
+template <class N> bool ordered(int ndim, const N *shape, const N *strides, int64_t unit) {
+  if (!strides) return true;
+  for (int d = ndim; d-- > 0; unit *= shape[d])
+    if (shape[d] != 1 && strides[d] != unit) return false;
+  return true;
+}
+
 struct Known {
   PyObject *type = nullptr;
   const dlpack::Exchange *api = nullptr;
@@ -109,8 +117,11 @@ bool Array::open_tensor(const dlpack::Tensor &tensor, const char *name) {
     PyErr_Format(PyExc_ValueError, "%s must fill one block of memory; received a tensor with gaps or repeats.", name);
     return false;
   }
+  ndim = tensor.ndim, shape = tensor.shape;
+  row_major = ordered(tensor.ndim, tensor.shape, tensor.strides, 1);
   count = 1;
   for (int d = 0; d < tensor.ndim; ++d) count *= tensor.shape[d];
+  if (!tensor.data && count) return PyErr_Format(PyExc_ValueError, "%s has no memory.", name), false;
   data = static_cast<char *>(tensor.data) + tensor.byte_offset;
   return true;
 }
@@ -128,6 +139,9 @@ bool Array::open_buffer(PyObject *object, const char *name, bool written) {
     PyErr_Format(PyExc_ValueError, "%s must fill one block of memory; received an array with gaps or repeats.", name);
     return false;
   }
+  static_assert(sizeof(Py_ssize_t) == sizeof(int64_t));
+  ndim = hold_.ndim, shape = reinterpret_cast<const int64_t *>(hold_.shape), as_bits = type == BF16;
+  row_major = ordered(hold_.ndim, hold_.shape, hold_.strides, hold_.itemsize);
   count = hold_.len / hold_.itemsize;
   data = hold_.buf;
   return true;

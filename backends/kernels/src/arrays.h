@@ -20,6 +20,10 @@ class Array {
   void *data = nullptr;
   int type = NONE;
   int64_t count = 0;
+  bool row_major = true;
+  bool as_bits = false;  // bfloat16 that came as integers
+  int ndim = 0;
+  const int64_t *shape = nullptr;  // as long as the object lives, and this
 
   int64_t bytes() const { return count * size_of(type); }
 

@@ -155,6 +155,10 @@ int main(int argc, char **argv) {
         for (int i = 0; i < 5; ++i) one(random, *isa->table, int(k), F32, 20, 3, 40, 50);
       });
     for (std::thread &caller : callers) caller.join();
+    parallel(8, [](void *table, int64_t i) {  // calls from within a task
+      std::mt19937 random(static_cast<unsigned>(i));
+      one(random, *static_cast<const Table *>(table), int(i % 3), F32, 20, 3, 40, 50);
+    }, const_cast<Table *>(isa->table));
     printf("%s: %d failures\n", isa->name, failures.load());
   }
   return failures < 100 ? failures.load() : 100;

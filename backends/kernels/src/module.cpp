@@ -43,28 +43,66 @@ bool check(const Args &a, Array (&arrays)[ARGUMENTS], bool backward, int kind, i
   return true;
 }
 
-// call(backward, kind, outer, groups, channels, inner, eps, offset, center, *arrays)
-PyObject *call(PyObject *, PyObject *const *values, Py_ssize_t count) {
-  constexpr Py_ssize_t kScalars = 9;
-  if (count != kScalars + ARGUMENTS) return PyErr_Format(PyExc_TypeError, "call takes %zd arguments; received %zd.", kScalars + ARGUMENTS, count);
-  const bool backward = PyObject_IsTrue(values[0]) == 1;
-  const long kind = PyLong_AsLong(values[1]);
-  Args a{};
-  a.outer = PyLong_AsLongLong(values[2]), a.groups = PyLong_AsLongLong(values[3]);
-  a.channels = PyLong_AsLongLong(values[4]), a.inner = PyLong_AsLongLong(values[5]);
-  a.eps = PyFloat_AsDouble(values[6]), a.offset = PyFloat_AsDouble(values[7]);
-  a.center = PyObject_IsTrue(values[8]) == 1;
-  if (PyErr_Occurred()) return nullptr;
+// kind, outer, groups, channels, inner, eps, offset, center
+constexpr Py_ssize_t kSizes = 8;
+bool sizes(PyObject *const *values, long &kind, Args &a) {
+  kind = PyLong_AsLong(values[0]);
+  a.outer = PyLong_AsLongLong(values[1]), a.groups = PyLong_AsLongLong(values[2]);
+  a.channels = PyLong_AsLongLong(values[3]), a.inner = PyLong_AsLongLong(values[4]);
+  a.eps = PyFloat_AsDouble(values[5]), a.offset = PyFloat_AsDouble(values[6]);
+  a.center = PyObject_IsTrue(values[7]) == 1;
+  if (PyErr_Occurred()) return false;
   if (kind < ROWS || kind > COLUMNS || a.outer < 1 || a.groups < 1 || a.channels < 1 || a.inner < 1 || (kind == CHANNELS && a.groups != 1))
-    return PyErr_SetString(PyExc_ValueError, "call needs a known kind and positive sizes."), nullptr;
+    return PyErr_SetString(PyExc_ValueError, "A kernel needs a known kind and positive sizes."), false;
   int64_t size = 1;
   for (int64_t n : {a.outer, a.groups, a.channels, a.inner})
-    if (__builtin_mul_overflow(size, n, &size)) return PyErr_SetString(PyExc_ValueError, "The sizes overflow."), nullptr;
+    if (__builtin_mul_overflow(size, n, &size)) return PyErr_SetString(PyExc_ValueError, "The sizes overflow."), false;
+  return true;
+}
 
+template <class Bits> bool any_negative(const void *data, int64_t count) {
+  constexpr Bits sign = Bits(Bits(1) << (8 * sizeof(Bits) - 1));
+  for (int64_t i = 0; i < count; ++i) {
+    Bits bits;
+    memcpy(&bits, static_cast<const char *>(data) + i * sizeof bits, sizeof bits);
+    if (bits > sign) return true;
+  }
+  return false;
+}
+
+// Looks at the sign bits: a NaN with a sign counts as negative, and -0 does not.
+bool any_negative(const Array &a) {
+  const int64_t size = size_of(a.type);
+  return size == 8   ? any_negative<uint64_t>(a.data, a.count)
+         : size == 4 ? any_negative<uint32_t>(a.data, a.count)
+                     : any_negative<uint16_t>(a.data, a.count);
+}
+
+// The shape of the parameters.
+struct Shape {
+  int ndim = 0;
+  int64_t lengths[64];
+
+  bool operator==(const Array &a) const { return a.ndim == ndim && std::equal(lengths, lengths + ndim, a.shape); }
+};
+
+// Whether an argument of a bound call is what such a call is for; whatever is not may still be served in another way.
+bool is_plain(const Array &a, int argument, const Shape &params) {
+  if (!a.row_major || a.as_bits) return false;
+  return argument < WEIGHT || argument > GIVEN_VAR || !a.data || (params == a && (argument != GIVEN_VAR || !any_negative(a)));
+}
+
+// Runs a kernel on `values`; where the parameters' shape is given, NotImplemented if what is read is not plain (see above).
+PyObject *on_arrays(Args a, bool backward, long kind, PyObject *const *values, const Shape *params) {
   Array arrays[ARGUMENTS];
   for (int i = 0; i < ARGUMENTS; ++i) {
     const bool written = i == Y || i >= DWEIGHT || (i == STATS && !backward);
-    if (!arrays[i].open(values[kScalars + i], kNames[i], written)) return nullptr;
+    const bool open = arrays[i].open(values[i], kNames[i], written);
+    if (params && !written && !(open && is_plain(arrays[i], i, *params) && (i != DY || !backward || arrays[i].type == arrays[X].type))) {
+      PyErr_Clear();
+      Py_RETURN_NOTIMPLEMENTED;
+    }
+    if (!open) return nullptr;
   }
   a.xtype = arrays[X].type, a.wtype = arrays[WEIGHT].type, a.btype = arrays[BIAS].type;
   a.mtype = arrays[GIVEN_MEAN].type, a.vtype = arrays[GIVEN_VAR].type;
@@ -128,28 +166,113 @@ PyObject *batch_stats(PyObject *, PyObject *const *values, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
-template <class Bits> bool any_negative(const void *data, int64_t count) {
-  constexpr Bits sign = Bits(Bits(1) << (8 * sizeof(Bits) - 1));
-  for (int64_t i = 0; i < count; ++i) {
-    Bits bits;
-    memcpy(&bits, static_cast<const char *>(data) + i * sizeof bits, sizeof bits);
-    if (bits > sign) return true;
-  }
-  return false;
+// call(backward, *sizes, *arrays)
+PyObject *call(PyObject *, PyObject *const *values, Py_ssize_t count) {
+  constexpr Py_ssize_t kScalars = 1 + kSizes;
+  if (count != kScalars + ARGUMENTS) return PyErr_Format(PyExc_TypeError, "call takes %zd arguments; received %zd.", kScalars + ARGUMENTS, count);
+  Args a{};
+  long kind;
+  if (!sizes(values + 1, kind, a)) return nullptr;
+  return on_arrays(a, PyObject_IsTrue(values[0]) == 1, kind, values + kScalars, nullptr);
 }
 
-// Looks at the sign bits: a NaN with a sign counts as negative, and -0 does not.
+// A forward call whose sizes are known: what is left of it where x is small.
+struct Bound {
+  static constexpr const char *kName = "normkit.bound";
+  PyObject *types;    // a tuple: what x and the parameters may be
+  PyObject *negated;  // a function that says of them whether memory has the opposite sign; or None
+  Shape params;
+  long kind;
+  Args args;
+
+  // No, perhaps with a Python exception.
+  bool takes(PyObject *object) const {
+    if (object == Py_None) return true;
+    for (Py_ssize_t i = 0; i < PyTuple_Size(types); ++i)
+      if (reinterpret_cast<PyObject *>(Py_TYPE(object)) == PyTuple_GetItem(types, i)) return negated == Py_None || is_as_stored(object);
+    return false;
+  }
+  bool is_as_stored(PyObject *object) const {
+    PyObject *answer = PyObject_CallFunctionObjArgs(negated, object, nullptr);
+    Py_XDECREF(answer);
+    return answer == Py_False;
+  }
+};
+
+// bind(types, negated, shape, *sizes)
+PyObject *bind(PyObject *, PyObject *const *values, Py_ssize_t count) {
+  if (count != 3 + kSizes || !PyTuple_Check(values[0]) || !PyTuple_Check(values[2]) || PyTuple_Size(values[2]) > 64)
+    return PyErr_Format(PyExc_TypeError, "bind takes a tuple of types, a function, a shape and %zd sizes.", kSizes);
+  Bound bound{values[0], values[1], {}, 0, {}};
+  bound.params.ndim = int(PyTuple_Size(values[2]));
+  for (int i = 0; i < bound.params.ndim; ++i) bound.params.lengths[i] = PyLong_AsLongLong(PyTuple_GetItem(values[2], i));
+  if (!sizes(values + 3, bound.kind, bound.args)) return nullptr;
+  Py_INCREF(bound.types), Py_INCREF(bound.negated);
+  return PyCapsule_New(new Bound(bound), Bound::kName, [](PyObject *capsule) {
+    auto *held = static_cast<Bound *>(PyCapsule_GetPointer(capsule, Bound::kName));
+    Py_DECREF(held->types), Py_DECREF(held->negated);
+    delete held;
+  });
+}
+
+// Bound::takes() of all of them.
+bool takes(const Bound &bound, PyObject *const *objects, int count) {
+  for (int i = 0; i < count; ++i)
+    if (!bound.takes(objects[i])) return false;
+  return true;
+}
+
+PyObject *was_done(PyObject *done) {
+  if (!done) return nullptr;
+  const bool right = done == Py_None;
+  Py_DECREF(done);
+  return PyBool_FromLong(right);
+}
+
+// apply(bound, x, weight, bias, mean, var, out, stats): whether it was done, which it is for plain row-major arrays of those
+// types, parameters of that shape, and a variance that is not negative.
+PyObject *apply(PyObject *, PyObject *const *values, Py_ssize_t count) {
+  if (count != 8) return PyErr_Format(PyExc_TypeError, "apply takes 8 arguments; received %zd.", count);
+  const auto *bound = static_cast<Bound *>(PyCapsule_GetPointer(values[0], Bound::kName));
+  if (!bound) return nullptr;
+  if (!takes(*bound, values + 1, 5)) return PyErr_Occurred() ? nullptr : PyBool_FromLong(false);
+  PyObject *const none = Py_None, *const all[ARGUMENTS] = {values[1], none, values[2], values[3], values[4], values[5],
+                                                           values[6], values[7], none, none, none, none};
+  return was_done(on_arrays(bound->args, false, bound->kind, all, &bound->params));
+}
+
+// pull_back(bound, x, dy, weight, bias, mean, var, dx, stats, dweight, dbias, dmean, dvar): as apply, for the gradients.
+PyObject *pull_back(PyObject *, PyObject *const *values, Py_ssize_t count) {
+  if (count != 1 + ARGUMENTS) return PyErr_Format(PyExc_TypeError, "pull_back takes %d arguments; received %zd.", 1 + ARGUMENTS, count);
+  const auto *bound = static_cast<Bound *>(PyCapsule_GetPointer(values[0], Bound::kName));
+  if (!bound) return nullptr;
+  if (!takes(*bound, values + 1, 6)) return PyErr_Occurred() ? nullptr : PyBool_FromLong(false);
+  return was_done(on_arrays(bound->args, true, bound->kind, values + 1, &bound->params));
+}
+
+// fits(bound, x, weight, bias, mean, var): whether apply would do it.
+PyObject *fits(PyObject *, PyObject *const *values, Py_ssize_t count) {
+  if (count != 6) return PyErr_Format(PyExc_TypeError, "fits takes 6 arguments; received %zd.", count);
+  const auto *bound = static_cast<Bound *>(PyCapsule_GetPointer(values[0], Bound::kName));
+  if (!bound) return nullptr;
+  if (!takes(*bound, values + 1, 5)) return PyErr_Occurred() ? nullptr : PyBool_FromLong(false);
+  const Argument read[] = {X, WEIGHT, BIAS, GIVEN_MEAN, GIVEN_VAR};
+  for (int i = 0; i < 5; ++i) {
+    Array a;
+    if (a.open(values[1 + i], kNames[read[i]], false) && is_plain(a, read[i], bound->params)) continue;
+    PyErr_Clear();
+    Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
+}
+
 PyObject *negative(PyObject *, PyObject *object) {
   Array a;
   if (!a.open(object, "x", false)) {
     PyErr_Clear();
     Py_RETURN_NONE;
   }
-  const int64_t size = size_of(a.type);
-  const bool found = size == 8   ? any_negative<uint64_t>(a.data, a.count)
-                     : size == 4 ? any_negative<uint32_t>(a.data, a.count)
-                                 : any_negative<uint16_t>(a.data, a.count);
-  return PyBool_FromLong(found);
+  return PyBool_FromLong(any_negative(a));
 }
 
 PyObject *info(PyObject *, PyObject *) {
@@ -183,6 +306,14 @@ PyMethodDef methods[] = {
      "batch_stats(stats, mean, var): take mean (with its residue) and variance out of packed statistics."},
     {"empty", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(empty)), METH_FASTCALL,
      "empty(type, *shape): a DLPack capsule of uninitialized memory; 0 float32, 1 float64, 2 float16, 3 bfloat16."},
+    {"bind", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(bind)), METH_FASTCALL,
+     "bind(types, negated, shape, kind, outer, groups, channels, inner, eps, offset, center): a forward call whose arrays are to come."},
+    {"apply", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(apply)), METH_FASTCALL,
+     "apply(bound, x, weight, bias, mean, var, out, stats): run it; False where an array is of another type, shape or layout."},
+    {"pull_back", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(pull_back)), METH_FASTCALL,
+     "pull_back(bound, x, dy, weight, bias, mean, var, dx, stats, dweight, dbias, dmean, dvar): as apply, for gradients."},
+    {"fits", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fits)), METH_FASTCALL,
+     "fits(bound, x, weight, bias, mean, var): whether apply would do it."},
     {"negative", negative, METH_O, "Whether a value is negative; None where x is not a dense float array in host memory."},
     {"info", info, METH_NOARGS, "The instruction set and the threads in use."},
     {"served", counts, METH_NOARGS, "How many forward and backward calls kernels have served in this process."},

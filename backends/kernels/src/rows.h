@@ -138,8 +138,15 @@ inline void forward_rows(const Args &a, const Acc<T> *w, const Acc<T> *b, i64 ro
   for (; row < end; ++row) forward_row<T, center>(a, w, b, row);
 }
 
-template <class T> bool rows_forward(const Args &a) {
+// Very long rows without parameters are runs of one channel, so that no memory is taken for as many ones and zeros.
+inline void join_bare(Args &a) {
+  if (a.weight || a.bias || a.dweight || a.dbias || a.channels * a.inner < i64(1) << 20) return;
+  a.outer *= a.groups, a.inner *= a.channels, a.groups = a.channels = 1;
+}
+
+template <class T> bool rows_forward(Args a) {
   using A = Acc<T>;
+  join_bare(a);
   Scratch memory;
   const i64 rows = a.outer * a.groups, n = a.channels * a.inner, params = a.groups * a.channels;
   const A *w = param<A>(memory, a.weight, a.wtype, params, 1, a.offset, std::is_same_v<T, bfloat>);
@@ -350,7 +357,8 @@ template <class T, bool center> bool rows_backward_runs(const Args &a) {
   return true;
 }
 
-template <class T> bool rows_backward(const Args &a) {
+template <class T> bool rows_backward(Args a) {
+  join_bare(a);
   if (a.inner == 1) return a.center ? rows_backward_flat<T, true>(a) : rows_backward_flat<T, false>(a);
   return a.center ? rows_backward_runs<T, true>(a) : rows_backward_runs<T, false>(a);
 }
