@@ -274,7 +274,7 @@ def lazy():
     ("source", "message"),
     [
         (lambda: nn.Linear(3, 3), "The source has no norm layers."),
-        (lambda: nn.BatchNorm2d(3, device="meta"), "A tensor on the meta device has no values."),
+        (lambda: nn.Sequential(nn.LayerNorm(3, device="meta")), "0: A tensor on the meta device has no values."),
         (lazy, "LazyBatchNorm2d has not seen its first x yet, and so has no arrays."),
         (lambda: torch.jit.script(nn.BatchNorm2d(3)), "A scripted module does not say what it is made of"),
         (lambda: torch.export.export(nn.ReLU(), (torch.ones(2),)), "received ExportedProgram."),

@@ -12,7 +12,7 @@ import numpy as np
 
 from . import files
 from .framework import Framework, framework, framework_of
-from .record import Array, ConversionError, Native, Norm, ones, plain_weight, rescaled
+from .record import Array, ConversionError, Native, Norm, at, ones, plain_weight, rescaled
 from .rules import Applied
 from .source import Fallback, Settings
 from .source import of as source_of
@@ -37,7 +37,7 @@ class Conversion:
     @property
     def layers(self) -> dict[str, Any]:
         """The layers as objects of the target framework, made anew."""
-        return {name: _at(name, framework(self.target).make, native) for name, native in self.natives.items()}
+        return {name: at(name, framework(self.target).make, native) for name, native in self.natives.items()}
 
     @property
     def layer(self) -> Any:
@@ -228,7 +228,7 @@ def _read(reader: Framework, name: str, native: Native, rules: list[Applied]) ->
     say = _sayer(name, rules)
     if "class" in native.settings:
         say("subclass", f"{native.settings['class']} is read as {native.layer}")
-    norm = _at(name, reader.read, native, say)
+    norm = at(name, reader.read, native, say)
     if norm.kind != "rms_norm" and (norm.weight is None) != (norm.bias is None):
         say("state-names", "there is a {} and no {}".format(*("weight", "bias")[:: 1 if norm.bias is None else -1]))
     return norm
@@ -238,27 +238,19 @@ def _write(writer: Framework, name: str, norm: Norm, count: int | None, rules: l
     say = _sayer(name, rules)
     if count is not None and norm.var is not None:
         said: list[str] = []
-        _at(name, writer.write, norm, lambda rule, text: said.append(rule))
+        at(name, writer.write, norm, lambda rule, text: said.append(rule))
         if "runvar-bias" in said:
             other = "unbiased" if norm.variance == "biased" else "biased"
-            norm = _at(name, rescaled, norm, count, other)
+            norm = at(name, rescaled, norm, count, other)
             n = f"{count} / {count - 1}" if other == "unbiased" else f"{count - 1} / {count}"
             say("runvar-bias", f"the stored variance is multiplied by {n}, as asked")
-    native = _at(name, writer.write, norm, say)
+    native = at(name, writer.write, norm, say)
     say("eps-default", f"eps is {norm.eps:g}")
     return native
 
 
 def _sayer(name: str, rules: list[Applied]) -> Callable[[str, str], None]:
     return lambda rule, text: rules.append(Applied(name, rule, text))
-
-
-def _at(name: str, function: Callable, *args: Any) -> Any:
-    """Call ``function``; what it refuses is said with the layer's name."""
-    try:
-        return function(*args)
-    except ConversionError as error:
-        raise ConversionError(f"{name}: {error}" if name else str(error)) from None
 
 
 def _targets(

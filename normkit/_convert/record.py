@@ -23,6 +23,14 @@ class ConversionError(ValueError):
     """What was received cannot be converted; the message says why."""
 
 
+def at(name: str, function: Callable, *args: Any) -> Any:
+    """Call ``function``; what it refuses is said with the layer's name."""
+    try:
+        return function(*args)
+    except ConversionError as error:
+        raise ConversionError(f"{name}: {error}" if name else str(error)) from None
+
+
 @dataclass(frozen=True)
 class Momentum:
     """What running statistics are weighted with: ``value`` is the weight of the "old" or of the "new" ones.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .framework import LIKE, Framework, channels_at, loaded, number, trailing
-from .record import Array, ConversionError, Momentum, Native, Norm, Say, ones, plain_weight
+from .record import Array, ConversionError, Momentum, Native, Norm, Say, at, ones, plain_weight
 
 BATCH = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "BatchNorm")
 INSTANCE = ("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "InstanceNorm")
@@ -174,7 +174,7 @@ class Torch(Framework):
                 mode["channels_last"] = last and not isinstance(module, layers.GroupNormForward)
                 if not module.training and layer not in FROZEN:
                     mode |= {"frozen": "in eval mode", "thaw": "Call train() on the layer"}
-                yield name, self._take(module, layer, mode)
+                yield name, at(name, self._take, module, layer, mode)
 
     def _found(self, model: Any) -> Iterator[tuple[str, Any, str | None]]:
         """The modules of a model, and the name by which each is a norm layer; a compiled model is the one within."""
