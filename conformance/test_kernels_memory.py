@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import normkit as nk
+from normkit import _calls
 from normkit.backends import kernels
 from normkit.conformance.kernel_inputs import LARGE, extension_call, make, run
 from normkit.core import plan as plans
@@ -46,6 +47,24 @@ def test_tensors_whose_memory_is_not_their_values():
     assert channels.is_neg()
     image = x.reshape(4, 1, 6)
     assert torch.equal(nk.batch_norm(image, x[0, :1], channels), nk.batch_norm(image, x[0, :1], torch.ones(1)))
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_a_call_like_one_before_it_takes_the_short_way(kind, monkeypatch):
+    """It is not planned again: what the long way begins with is gone."""
+    xp = pytest.importorskip(kind)
+    x, one = xp.ones((4, 6, 5), dtype=xp.float32), xp.ones(6, dtype=xp.float32)
+    calls = [
+        lambda: nk.layer_norm(x, axis=(1, 2)),
+        lambda: nk.rms_norm(x),
+        lambda: nk.group_norm(x, 2, one, one),
+        lambda: nk.instance_norm(x, one),
+        lambda: nk.batch_norm(x, one, one, one),
+    ]
+    wanted = [call() for call in calls]
+    monkeypatch.setattr(_calls, "_planned", None)
+    for call, y in zip(calls, wanted, strict=True):
+        assert (call() == y).all()
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])

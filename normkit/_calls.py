@@ -25,7 +25,7 @@ def at_once(x, weight, bias, mean, var, mask, lengths, build: Callable[..., Plan
     if backend is None or backend.at_once is None or mask is not None or lengths is not None or backend.tracing():
         return None
     try:
-        plan = _remembered(build, x.shape, *args)
+        plan = _cached(build, x.shape, *args)
     except (TypeError, ValueError):
         return None  # refused in a moment, with the words for it
     return backend.at_once(plan, x, weight, bias, mean, var)
@@ -108,14 +108,18 @@ def _remembered(build: Callable[..., Plan], kinds: tuple[type, ...] | None, *arg
     return build(*args)
 
 
+def _cached(build: Callable[..., Plan], shape: Shape, *args: Any) -> Plan:
+    # Types tell 1 from 1.0 and from True; within a tuple it takes this.
+    kinds = tuple(map(type, args[0])) if type(args[0]) is tuple else None
+    return _remembered(build, kinds, shape, *args)
+
+
 def _planned(x: Array, build: Callable[..., Plan], *args: Any) -> tuple[Backend, Plan]:
     backend, shape = check.array("x", x)
     if backend.tracing():
         return backend, build(shape, *args)
-    # Types tell 1 from 1.0 and from True; within a tuple it takes this.
-    kinds = tuple(map(type, args[0])) if type(args[0]) is tuple else None
     try:
-        return backend, _remembered(build, kinds, shape, *args)
+        return backend, _cached(build, shape, *args)
     except TypeError:
         # A list of axes, or an argument that is refused in a moment, cannot be looked up.
         return backend, build(shape, *args)
