@@ -44,7 +44,12 @@ class KernelError(RuntimeError):
 
 
 def accelerates(plan: Plan, operands: Operands) -> bool:
-    """Whether a kernel serves this call: then :func:`forward` and :func:`vjp` take the place of the core's."""
+    """Whether a kernel serves this call: then :func:`forward` and :func:`vjp` take the place of the core's.
+
+    However small x is: a native layer is never called in place of a kernel, for its numbers are others. On one thread,
+    PyTorch's own layer norm is faster below 32 KB (by 1.4 µs of 5), and with a gradient, where the time is that of
+    autograd's Python functions, below 1 MB (by 50 µs of 115); its batch norm with a gradient below 300 KB.
+    """
     return mode != "0" and allows(plan, refusal(plan, operands))
 
 
