@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import importlib
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,9 @@ class Models(Protocol):
 
     def verdict(self, layer: Any) -> type | str | None:
         """The class that a norm layer takes (made by :func:`stand_in`), why it takes none, or ``None`` for the rest."""
+
+    def changed(self, model: Any) -> None:
+        """Layers have another class now: what was traced with the one they had is to be traced anew."""
 
 
 class Pair(NamedTuple):
@@ -89,8 +93,10 @@ class Recalibrates(Models, Protocol):
         """
 
 
-#: By the model's type, which is looked up in modules that are imported already.
+#: By the model's type, which is looked up in modules that are imported already. Keras's layers may be torch modules.
 MODELS = (
+    Entry("keras", "keras", ("Layer",), "normkit.backends.keras.models:KerasModels"),
+    Entry("flax", "flax", ("nnx.Module",), "normkit.backends.flax.models:FlaxModels"),
     Entry("torch", "torch", ("nn.Module", "export.ExportedProgram"), "normkit.backends.torch.models:TorchModels"),
 )
 
@@ -122,8 +128,10 @@ def original_of(layer: Any) -> type | None:
 @functools.cache
 def _stand_in(original: type, ours: type) -> type:
     def __reduce_ex__(self: Any, protocol: Any) -> tuple:
-        # The class is found by no name, but made of two that are.
-        return (_again, (original, ours), *super(made, self).__reduce_ex__(protocol)[2:])
+        # The class is found by no name, but made of two that are; unless the framework has a way of its own.
+        reduced = super(made, self).__reduce_ex__(protocol)
+        plain = reduced[0] in (copyreg.__newobj__, copyreg._reconstructor)  # type: ignore[attr-defined]
+        return (_again, (original, ours), *reduced[2:]) if plain else reduced
 
     body = {
         "__module__": original.__module__,

@@ -12,10 +12,17 @@ from normkit.backends import kernels
 from normkit.conformance import libraries, natives, plain
 from normkit.conformance.tolerances import judged
 
+#: What Keras runs on: a process has one of its backends.
+KERAS = os.environ.get("KERAS_BACKEND", "tensorflow")
 #: The files that test libraries' own layers: they import them, and are collected where all of these are tested.
 ONLY = {
     "test_convert_models.py": "jax tensorflow torch",
+    "test_flax_layers.py": "jax",
+    "test_flax_replace.py": "jax",
     "test_inspect_models.py": "jax tensorflow torch",
+    "test_keras_layers.py": KERAS,
+    "test_keras_replace.py": KERAS,
+    "test_keras_train.py": KERAS,
     "test_kernels_jax.py": "jax",
     "test_kernels_torch.py": "torch",
     "test_kernels_xla.py": "jax",

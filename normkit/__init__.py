@@ -47,7 +47,7 @@ def __getattr__(name: str) -> object:
     """What works on files of models, and the modules of drop-in layers, each of which imports its framework."""
     import importlib
 
-    if name == "torch":
+    if name in ("flax", "keras", "torch"):
         return importlib.import_module(f"{__name__}.{name}")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name], __name__), name)

@@ -17,7 +17,7 @@ def replace(model: Any) -> Report:
 
     Parameters
     ----------
-    model : a torch.nn.Module, which may be a norm layer itself
+    model : a torch.nn.Module, a keras.Layer (a model too) or a flax.nnx.Module, which may be a norm layer itself
 
     Returns
     -------
@@ -45,14 +45,17 @@ def replace(model: Any) -> Report:
             left.append(NormLayer(names[0], kind, verdict, names[1:]))
         else:
             changed.append(NormLayer(names[0], kind, "", names[1:]))
-            layer.__class__ = verdict
+            object.__setattr__(layer, "__class__", verdict)
+    if changed:
+        models.changed(model)
     return Report(type(model).__name__, "replaced", tuple(changed), tuple(left))
 
 
 def restore(model: Any) -> Report:
     """Give back the class to every layer that :func:`replace` gave another: the model is what it was.
 
-    What the layers learned since is kept. Layers of ``normkit.torch`` that were built as such stay.
+    What the layers learned since is kept. Layers of ``normkit.torch``, ``normkit.keras`` or ``normkit.flax`` that were
+    built as such stay.
 
     Parameters
     ----------
@@ -75,14 +78,17 @@ def restore(model: Any) -> Report:
         original = original_of(layer)
         if original is not None:
             changed.append(NormLayer(names[0], kind_of(original), "", names[1:]))
-            layer.__class__ = original
+            object.__setattr__(layer, "__class__", original)
     if not changed:
         raise ValueError(f"restore found no layer in {type(model).__name__} that normkit.replace had changed.")
+    models.changed(model)
     return Report(type(model).__name__, "restored", tuple(changed))
 
 
 def _models(function: str, model: Any) -> Models:
     found = models_of(model)
     if found is None:
-        raise TypeError(f"{function} takes a torch.nn.Module; received {describe(model)}.")
+        raise TypeError(
+            f"{function} takes a torch.nn.Module, a keras.Layer or a flax.nnx.Module; received {describe(model)}."
+        )
     return found

@@ -51,11 +51,14 @@ def named(models: Models, model: Any) -> list[tuple[Any, tuple[str, ...]]]:
     return [(layer, tuple(names)) for layer, names in found.values()]
 
 
+#: Where a framework's own layers are, and where they are found.
+_KNOWN_AS = {"torch.nn.modules.": "torch.nn", "keras.src.layers.": "keras.layers", "flax.nnx.": "flax.nnx"}
+
+
 def kind_of(cls: type) -> str:
     """A class as it is known: its top module and its name."""
-    top = cls.__module__.partition(".")[0]
-    if cls.__module__.startswith("torch.nn.modules."):
-        top = "torch.nn"
+    top = next((known for module, known in _KNOWN_AS.items() if cls.__module__.startswith(module)), None)
+    top = top or cls.__module__.partition(".")[0]
     return cls.__qualname__ if top in ("__main__", "builtins") else f"{top}.{cls.__qualname__}"
 
 

@@ -77,6 +77,9 @@ class TorchModels(TorchFolds, TorchRecalibrates):
             return f"it is a subclass of torch.nn.{base.__name__} with a forward pass of its own"
         return stand_in(kind, known.FORWARD[OURS[base]])
 
+    def changed(self, model: nn.Module) -> None:
+        """Nothing is remembered of a model: what is compiled is refused."""
+
 
 def _refuse_unnumbered(function: str, name: str, module: nn.Module) -> None:
     held = [a for a in (*module._parameters.values(), *module._buffers.values()) if a is not None]

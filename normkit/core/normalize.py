@@ -59,7 +59,8 @@ def forward(
     """
     x, mask = _viewed(xp, plan, operands.x), _mask_view(xp, plan, operands.mask)
     dtype = x.dtype
-    x = masked(xp, mask, x)
+    hidden = None if plan.everywhere else mask
+    x = masked(xp, hidden, x)
     if operands.mean is not None:
         used = _given_moments(xp, plan, operands, dtype)
         d, factor = x - used.mean, used.rstd
@@ -69,13 +70,16 @@ def forward(
             used = _moments_of_nothing(xp, plan, x)
             d, factor = x, used.rstd
         else:
-            d, factor, used = moments(xp, plan, x, mask, habits, count)
+            seen = x if mask is hidden else masked(xp, mask, x)
+            d, factor, used = moments(xp, plan, seen, mask, habits, count)
+            if mask is not hidden:
+                d, factor = _centred(x, used), used.rstd
     y = d * factor
     if operands.weight is not None:
         y = y * _weight_view(xp, plan, operands.weight, dtype)
     if operands.bias is not None:
         y = y + _param_view(xp, plan, operands.bias, dtype)
-    return _unviewed(xp, plan, masked(xp, mask, y), operands.x), used
+    return _unviewed(xp, plan, masked(xp, hidden, y), operands.x), used
 
 
 def vjp(
@@ -101,13 +105,9 @@ def vjp(
     """
     x, mask = _viewed(xp, plan, operands.x), _mask_view(xp, plan, operands.mask)
     dtype = x.dtype
-    dy = masked(xp, mask, _viewed(xp, plan, dy, dtype))
-    xhat = masked(xp, mask, x)
-    if used.mean is not None:
-        xhat = xhat - used.mean
-    if used.residue is not None:
-        xhat = xhat - used.residue
-    xhat = masked(xp, mask, xhat * used.rstd)
+    hidden, seen = (None, mask) if plan.everywhere else (mask, None)
+    dy = masked(xp, hidden, _viewed(xp, plan, dy, dtype))
+    xhat = masked(xp, hidden, _centred(masked(xp, hidden, x), used) * used.rstd)
 
     def summed(values, axes):
         return total(xp, values, axes, habits)
@@ -131,10 +131,10 @@ def vjp(
             dvar = like(summed(g * xhat, plan.axes) * used.rstd * used.rstd * -0.5, operands.var)
     elif needs.x:
         divisor = at_least_one(xp, used.count)
-        dx = g - xhat * (summed(g * xhat, plan.axes) / divisor)
+        dx = g - masked(xp, seen, xhat * (summed(g * xhat, plan.axes) / divisor))
         if plan.center:
-            dx = dx - summed(g, plan.axes) / divisor
-        dx = masked(xp, mask, dx * used.rstd)
+            dx = dx - masked(xp, seen, summed(g, plan.axes) / divisor)
+        dx = masked(xp, hidden, dx * used.rstd)
     if dx is not None:
         dx = _unviewed(xp, plan, dx, operands.x)
     return Gradients(dx, dweight, dbias, dmean, dvar)
@@ -156,6 +156,12 @@ def _viewed(xp, plan: Plan, x: Array, dtype=None) -> Array:
     dtype = accumulation_dtype(xp, x.dtype) if dtype is None else dtype
     x = xp.astype(x, dtype, copy=False)
     return x if plan.view == plan.shape else xp.reshape(x, plan.view)
+
+
+def _centred(x: Array, used: Moments) -> Array:
+    if used.mean is not None:
+        x = x - used.mean
+    return x if used.residue is None else x - used.residue
 
 
 def _unviewed(xp, plan: Plan, y: Array, x: Array) -> Array:

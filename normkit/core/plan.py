@@ -31,6 +31,8 @@ class Plan:
     weight_offset: float = 0.0
     #: The shape in which statistics leave the function; empty where they stay inside it.
     stats_shape: Shape = ()
+    #: A mask says what statistics are taken over, and nothing else: y is not zero where it is false.
+    everywhere: bool = False
 
     #: How many elements are reduced into one statistic; ``None`` where an axis length is unknown.
     count: Size = field(init=False)

@@ -1,0 +1,1 @@
+"""The Keras layers, on any of Keras's backends."""

@@ -1,0 +1,199 @@
+"""The layers of ``normkit.keras``: Keras's, whose ``call`` is normkit's on whatever backend Keras runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from normkit import _masked, functional
+from normkit._dispatch import backend_of
+from normkit.core import running
+
+__all__ = [
+    "BatchNormalization",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "RMSNormalization",
+]
+
+Array = Any
+
+# torch.compile follows the look-up of a type that is known, not the search for one that is not.
+for known in (ops.zeros(1), keras.Variable(ops.zeros(1)).value):
+    backend_of("x", known)
+
+
+def widened(layer: Any, inputs: Array) -> Array:
+    """Inputs in the wider of their dtype and the layer's, which an input that is not autocast may be narrower than."""
+    given = keras.backend.standardize_dtype(inputs.dtype)
+    compute = layer.compute_dtype if keras.backend.is_float_dtype(given) else "float32"
+    return ops.cast(inputs, keras.backend.result_type(given, compute))
+
+
+def values(*variables: Any) -> tuple[Array | None, ...]:
+    """What the layer's variables hold; ``None`` for those that it does not have."""
+    return tuple(None if v is None else v.value for v in variables)
+
+
+def along(mask: Array, inputs: Array) -> Array:
+    """A mask over the first axes of inputs, as Keras makes them, as one that broadcasts to inputs."""
+    missing = len(inputs.shape) - len(mask.shape)
+    if missing > 0:
+        mask = ops.expand_dims(mask, tuple(range(-missing, 0)))
+    return ops.cast(mask, "bool")
+
+
+class BatchNormalizationCall:
+    """Batch norm by the batch, whose statistics are counted, or by the moving ones: as Keras chooses."""
+
+    def call(self: Any, inputs: Array, training: Any = None, mask: Array | None = None) -> Array:
+        x = widened(self, inputs)
+        gamma, beta, mean, var = values(self.gamma, self.beta, self.moving_mean, self.moving_variance)
+        options = {"axis": self.axis, "eps": self.epsilon}
+        if not (training and self.trainable):
+            return ops.cast(functional.batch_norm(x, mean, var, gamma, beta, **options), self.compute_dtype)
+        if mask is not None:
+            mask = along(mask, x)
+        y, stats = _masked.batch_norm_train(x, gamma, beta, mask=mask, **options)
+        xp = backend_of("x", x).namespace(x)
+        mean, var, _ = running.update(xp, mean, var, 0, stats, self.momentum, unbiased=False)
+        self.moving_mean.assign(mean)
+        self.moving_variance.assign(var)
+        return ops.cast(y, self.compute_dtype)
+
+
+class LayerNormalizationCall:
+    """Layer norm over any axes."""
+
+    def call(self: Any, inputs: Array) -> Array:
+        x = widened(self, inputs)
+        gamma, beta = (shaped(p, self.axis, x) for p in values(self.gamma, self.beta))
+        y = functional.layer_norm(x, gamma, beta, axis=self.axis, eps=self.epsilon)
+        return ops.cast(y, self.compute_dtype)
+
+
+class RMSNormalizationCall:
+    """RMS norm over any axes."""
+
+    def call(self: Any, x: Array) -> Array:
+        inputs = widened(self, x)
+        (scale,) = (shaped(p, self.axis, inputs) for p in values(self.scale))
+        return functional.rms_norm(inputs, scale, axis=self.axis, eps=self.epsilon)
+
+
+class GroupNormalizationCall:
+    """Group norm, channels at any axis but the first."""
+
+    def call(self: Any, inputs: Array) -> Array:
+        x = widened(self, inputs)
+        gamma, beta = values(self.gamma, self.beta)
+        y = functional.group_norm(x, self.groups, gamma, beta, axis=self.axis, eps=self.epsilon)
+        return ops.cast(y, self.compute_dtype)
+
+
+def shaped(param: Array | None, axes: list[int], x: Array) -> Array | None:
+    """A parameter with its axes in x's order: Keras has those of negative numbers first."""
+    lengths = tuple(x.shape[a] for a in sorted(a % len(x.shape) for a in axes))
+    return param if param is None or tuple(param.shape) == lengths else ops.reshape(param, lengths)
+
+
+def signed_as(original: type) -> Callable:
+    """Give an ``__init__`` that takes anything the signature of a class's own, in which Keras looks arguments up."""
+
+    def sign(init: Any) -> Any:
+        init.__signature__ = inspect.signature(original.__init__)  # type: ignore[misc]
+        return init
+
+    return sign
+
+
+@keras.saving.register_keras_serializable(package="normkit")
+class BatchNormalization(BatchNormalizationCall, keras.layers.BatchNormalization):
+    """:class:`keras.layers.BatchNormalization` with normkit's numbers.
+
+    ``y = (x - mean) / sqrt(var + epsilon) * gamma + beta``, with mean and biased variance of the batch in training, of
+    the moving statistics in inference and where ``trainable`` is false. Arguments, weights and moving statistics are
+    those of :class:`keras.layers.BatchNormalization`; ``momentum`` is the weight of the old value.
+
+    Notes
+    -----
+    Four things differ. ``mask`` may have any rank up to that of the inputs: one of fewer axes is over the first of
+    them, as Keras makes masks, one of as many broadcasts to them. A batch without (unmasked) elements moves no
+    statistics. The count of unmasked elements is exact. ``synchronized`` and ``renorm`` are refused.
+    """
+
+    @signed_as(keras.layers.BatchNormalization)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in ("synchronized", "renorm"):
+            if getattr(self, name, False):
+                raise ValueError(
+                    f"normkit.keras.BatchNormalization takes no {name}=True: use keras.layers.BatchNormalization for "
+                    f"it, which normkit.replace leaves alone."
+                )
+
+
+@keras.saving.register_keras_serializable(package="normkit")
+class LayerNormalization(LayerNormalizationCall, keras.layers.LayerNormalization):
+    """:class:`keras.layers.LayerNormalization` with normkit's numbers: :func:`normkit.layer_norm`.
+
+    Arguments and weights are those of :class:`keras.layers.LayerNormalization`, but that ``rms_scaling``, which divides
+    by the wrong root, is refused. Any set of axes will do, on every backend.
+    """
+
+    @signed_as(keras.layers.LayerNormalization)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if kwargs.get("rms_scaling"):
+            raise ValueError(
+                "normkit.keras.LayerNormalization takes no rms_scaling=True, which divides by the root of the "
+                "variance: use normkit.keras.RMSNormalization."
+            )
+        super().__init__(*args, **kwargs)
+
+
+@keras.saving.register_keras_serializable(package="normkit")
+class RMSNormalization(RMSNormalizationCall, keras.layers.RMSNormalization):
+    """:class:`keras.layers.RMSNormalization` with normkit's numbers: :func:`normkit.rms_norm`.
+
+    Arguments and weights are those of :class:`keras.layers.RMSNormalization`. Any set of axes will do.
+    """
+
+
+@keras.saving.register_keras_serializable(package="normkit")
+class GroupNormalization(GroupNormalizationCall, keras.layers.GroupNormalization):
+    """:class:`keras.layers.GroupNormalization` with normkit's numbers: :func:`normkit.group_norm`.
+
+    Arguments and weights are those of :class:`keras.layers.GroupNormalization`.
+    """
+
+
+@keras.saving.register_keras_serializable(package="normkit")
+class InstanceNormalization(GroupNormalizationCall, keras.layers.GroupNormalization):
+    """Every channel of every sample by its own statistics: :func:`normkit.instance_norm`, which Keras has not.
+
+    Arguments and weights are those of :class:`keras.layers.GroupNormalization` without ``groups``: there are as many as
+    channels.
+    """
+
+    def __init__(self, axis: int = -1, epsilon: float = 1e-3, **kwargs: Any) -> None:
+        super().__init__(groups=-1, axis=axis, epsilon=epsilon, **kwargs)
+
+    def build(self, input_shape: tuple) -> None:
+        """Make gamma and beta for the channels of the inputs."""
+        if len(input_shape) < 3:
+            raise ValueError(
+                f"InstanceNormalization takes inputs of samples, channels and at least one axis more; received inputs "
+                f"of shape {tuple(input_shape)}."
+            )
+        super().build(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments."""
+        config = super().get_config()
+        del config["groups"]
+        return config
