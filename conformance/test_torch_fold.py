@@ -178,6 +178,21 @@ def test_what_must_not_be_folded(how):
     unchanged(model, before)
 
 
+def test_what_a_call_of_layers_returns():
+    """Without the model's own forward pass."""
+    model = trained(Uses("none"))
+    before = state(model)
+
+    def both(model, x):
+        y = model.conv(x)
+        return y, model.norm(y)
+
+    report = nk.fold(model, torch.randn(2, 3, 4, 4), call=both)
+    assert [layer.reason for layer in report.left] == [LEFT["returned"]]
+    unchanged(model, before)
+    assert len(nk.fold(model, torch.randn(2, 3, 4, 4), call=lambda model, x: both(model, x)[1]).changed) == 1
+
+
 class OwnNorm(nn.BatchNorm2d):
     """A batch norm that doubles."""
 

@@ -41,7 +41,7 @@ class TorchFolds:
         norms = [layer for layer in model.modules() if formula(layer) is not None]
         linears = [layer for layer in model.modules() if isinstance(layer, (*_CONVOLUTIONS, nn.Linear))]
         with _Trace(model, [*norms, *linears]) as trace:
-            run()
+            trace.returned(run())
         return [(norm, trace.pair(norm)) for norm in norms]
 
     def norm(self, layer: Any) -> tuple[Any, Any, Any, Any, float]:
@@ -164,7 +164,7 @@ class _Trace(TorchDispatchMode):
         for layer in self.layers:
             self.hooks.callback(layer.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
             self.hooks.callback(layer.register_forward_hook(self._leave, always_call=True).remove)
-        self.hooks.callback(self.model.register_forward_hook(self._return).remove)
+        self.hooks.callback(self.model.register_forward_hook(lambda layer, args, y: self.returned(y)).remove)
         self.hooks.enter_context(torch.no_grad())
         # A kernel takes its arrays without an operation that could be seen.
         self.hooks.enter_context(kernels.off())
@@ -196,9 +196,9 @@ class _Trace(TorchDispatchMode):
             self.made_by[id(y)] = (y, layer)
             self.taken_by.pop(id(y), None)
 
-    def _return(self, layer: nn.Module, args: tuple, y: Any) -> None:
-        if not self.inside:
-            self._take(y, "caller")
+    def returned(self, y: Any) -> None:
+        """What leaves the model, or the call of some of its layers, is taken by whoever called."""
+        self._take(y, "caller")
 
     def pair(self, norm: Any) -> Pair | str:
         """What a batch norm can be folded into, or why it cannot."""
