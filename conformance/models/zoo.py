@@ -142,7 +142,7 @@ MODELS = (
         "timm test_efficientnet", _timm("test_efficientnet"), (4, 3, 64, 64), {"timm.BatchNormAct2d": 13}, folds=13
     ),
     Model(
-        "r3d_18", _torchvision("video.r3d_18", num_classes=10), (4, 3, 2, 24, 24), {"torch.nn.BatchNorm3d": 20},
+        "r3d_18", _torchvision("video.r3d_18", num_classes=10), (6, 3, 2, 16, 16), {"torch.nn.BatchNorm3d": 20},
         folds=20,
     ),
     Model("raft_small", _Flow, (1, 3, 128, 128), {"torch.nn.InstanceNorm2d": 21}, rate=1e-6),
