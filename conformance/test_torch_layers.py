@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 import normkit.torch as nt
+from normkit.backends import kernels
 from normkit.conformance.package import fresh
 from normkit.conformance.tolerances import tolerance, units
 
@@ -170,6 +171,19 @@ def test_no_kernel_of_torchs_is_called(site):
             layer(site.x().requires_grad_()).sum().backward()
             layer.eval()(site.x())
         assert any(name.endswith("_norm") for name in seen) is native, seen
+
+
+@sites
+@pytest.mark.parametrize("fused", [True, False], ids=["kernels", "plain"])
+def test_an_activation_in_place(site, fused):
+    """As in nn.Sequential(norm, nn.ReLU(inplace=True)): y is no view that autograd would not let be written to."""
+    gradients = []
+    for inplace in (False, True):
+        layer, x = site.pair()[0], site.x().requires_grad_()
+        with contextlib.nullcontext() if fused else kernels.off():
+            nn.Sequential(layer, nn.ReLU(inplace))(x).square().sum().backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
 
 
 @sites

@@ -142,6 +142,7 @@ class _Normalize(torch.autograd.Function):
     def forward(ctx, plan, *arrays):
         operands = Operands(*arrays)
         y, used = forward(xp, plan, operands, _habits(plan, operands.x))
+        y = y.detach()  # no view of what else is gone: an activation may write to it
         ctx.plan, ctx.count = plan, used.count
         ctx.save_for_backward(*arrays, used.mean, used.residue, used.rstd)
         stats = returned_stats(xp, plan, operands, used)
