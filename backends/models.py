@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import functools
 import importlib
@@ -148,3 +149,37 @@ def _stand_in(original: type, ours: type) -> type:
 def _again(original: type, ours: type) -> Any:
     cls: Any = stand_in(original, ours)
     return cls.__new__(cls)
+
+
+#: What is said where a layer, or a copy of it, is called while a program is made of the model.
+COMPILED = "{} gets what has no numbers yet: the model compiles its own call, which has to be taken off first."
+
+#: What calls of layers go through, by the layer's id.
+_between: dict[int, Callable] = {}
+
+
+@contextlib.contextmanager
+def through(layer: Any, method: str, between: Callable) -> Iterator[None]:
+    """Within, calls of a layer's method are calls of ``between(the method, *its arguments)``."""
+    kind = type(layer)
+    object.__setattr__(layer, "__class__", _opened(kind, method))
+    _between[id(layer)] = between
+    try:
+        yield
+    finally:
+        del _between[id(layer)]
+        object.__setattr__(layer, "__class__", kind)
+
+
+@functools.cache
+def _opened(kind: Any, method: str) -> Any:
+    own = getattr(kind, method)
+
+    @functools.wraps(own)
+    def opened(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if id(self) not in _between:
+            raise ValueError(COMPILED.format(kind.__name__))
+        return _between[id(self)](functools.partial(own, self), *args, **kwargs)
+
+    body = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, method: opened}
+    return type(kind)(kind.__name__, (kind,), body)

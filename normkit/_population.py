@@ -10,8 +10,8 @@ import numpy as np
 
 from ._batches import Batches, Call, bar, call_with
 from ._dispatch import describe
-from ._report import NormLayer, counted, grouped, kind_of, named
-from .backends.models import Recalibrates, models_of, original_of
+from ._report import NormLayer, counted, framework_of, grouped, kind_of, named
+from .backends.models import Recalibrates, original_of
 from .core.population import Population
 
 
@@ -82,11 +82,12 @@ def recalibrate(
         mean = Σ n_k mean_k / n        var = Σ n_k (var_k + (mean_k - mean)²) / n,  n = Σ n_k
 
     (times n / (n - 1) where the framework stores that). Within, every layer is in its inference mode, but that batch
-    norms normalize by the batch; so dropout does not widen what they see.
+    norms normalize by the batch; so dropout does not widen what they see. Masked elements do not count. A batch norm of
+    Keras whose ``trainable`` is false is frozen, and left.
 
     Parameters
     ----------
-    model : a torch.nn.Module, in any mode, which stays
+    model : a torch.nn.Module, a keras.Layer or a flax.nnx.Module, in any mode, which stays
     batches : what the model is called with, one after the other: a mapping is passed by name, of a tuple or list the
         first element, which labels follow
     call : ``call(model, batch)``, for a model that is called in another way
@@ -105,8 +106,8 @@ def recalibrate(
         model is of no framework whose statistics are known, or batches is not iterable.
     ValueError
         There are no batches (or an iterator that ends after one pass, where more are wanted); the model has no batch
-        norm, or is compiled, scripted, exported or quantized; statistics are not finite, or more than the dtype of the
-        running ones holds. Nothing is changed then.
+        norm, or is not built, compiled, scripted, exported, traced or quantized; statistics are not finite, or more
+        than the dtype of the running ones holds. Nothing is changed then.
     """
     return _close("recalibrate", model, batches, call, sequential, progress, write=True)
 
@@ -130,9 +131,9 @@ def _close(
     function: str, model: Any, batches: Any, call: Call | None, sequential: bool, progress: bool | None, write: bool
 ) -> Gaps:
     """Measure, and write what was measured if that is asked."""
-    framework = models_of(model)
+    framework = framework_of(function, model)
     if not isinstance(framework, Recalibrates):
-        raise TypeError(f"{function} takes a torch.nn.Module; received {describe(model)}.")
+        raise TypeError(f"{function} does not know the running statistics of {describe(model)}.")
     framework.refuse(model, function)
     found = [(layer, names, framework.recorded(layer)) for layer, names in named(framework, model)]
     norms = [(layer, names, recorded) for layer, names, recorded in found if recorded is not None]

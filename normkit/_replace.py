@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._dispatch import describe
-from ._report import NormLayer, Report, kind_of, named
-from .backends.models import Models, models_of, original_of
+from ._report import NormLayer, Report, framework_of, kind_of, named
+from .backends.models import original_of
 
 
 def replace(model: Any) -> Report:
@@ -32,7 +31,7 @@ def replace(model: Any) -> Report:
     ValueError
         The model has no norm layer, or it is compiled, scripted, exported or quantized: nothing is changed then.
     """
-    models = _models("replace", model)
+    models = framework_of("replace", model)
     models.refuse(model)
     verdicts = [(layer, names, models.verdict(layer)) for layer, names in named(models, model)]
     norms = [(layer, names, verdict) for layer, names, verdict in verdicts if verdict is not None]
@@ -72,7 +71,7 @@ def restore(model: Any) -> Report:
     ValueError
         No layer of it was replaced.
     """
-    models = _models("restore", model)
+    models = framework_of("restore", model)
     changed = []
     for layer, names in named(models, model):
         original = original_of(layer)
@@ -83,12 +82,3 @@ def restore(model: Any) -> Report:
         raise ValueError(f"restore found no layer in {type(model).__name__} that normkit.replace had changed.")
     models.changed(model)
     return Report(type(model).__name__, "restored", tuple(changed))
-
-
-def _models(function: str, model: Any) -> Models:
-    found = models_of(model)
-    if found is None:
-        raise TypeError(
-            f"{function} takes a torch.nn.Module, a keras.Layer or a flax.nnx.Module; received {describe(model)}."
-        )
-    return found

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .backends.models import Models
+from ._dispatch import describe
+from .backends.models import Models, models_of
 
 
 class NormLayer(NamedTuple):
@@ -41,6 +42,16 @@ class Report:
         if self.error is not None:
             lines[0] += f"; outputs within {self.error:.1e} of the largest"
         return "\n".join([*lines, *grouped(self.changed + self.left, self.done)])
+
+
+def framework_of(function: str, model: Any) -> Models:
+    """What serves the model, which has to be one."""
+    found = models_of(model)
+    if found is None:
+        raise TypeError(
+            f"{function} takes a torch.nn.Module, a keras.Layer or a flax.nnx.Module; received {describe(model)}."
+        )
+    return found
 
 
 def named(models: Models, model: Any) -> list[tuple[Any, tuple[str, ...]]]:

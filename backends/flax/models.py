@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from normkit.backends.flax import layers
+from normkit.backends.flax.batch_norms import FlaxRecalibrates
 from normkit.backends.models import original_of, stand_in
 
 #: Flax's layers, and ours in their place.
@@ -29,13 +30,18 @@ OTHERS = {
 _NORM = re.compile(r"norm(?!al)", re.IGNORECASE)
 
 
-class FlaxModels:
-    """Models of flax.nnx, for :func:`normkit.replace`."""
+class FlaxModels(FlaxRecalibrates):
+    """Models of flax.nnx, for :func:`normkit.replace` and what it shares with recalibrate."""
 
-    def refuse(self, model: Any) -> None:
-        """Raise for a module whose classes are known by what was traced."""
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(nnx.state(model))):
-            raise ValueError(f"replace comes before a model is traced; received a {type(model).__name__} within jit.")
+    def refuse(self, model: Any, function: str = "replace") -> None:
+        """Raise for a module whose classes are known by what was traced, and where numbers are needed for shapes."""
+        leaves = jax.tree.leaves(nnx.state(model))
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            raise ValueError(
+                f"{function} comes before a model is traced; received a {type(model).__name__} within jit."
+            )
+        if function != "replace" and any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves):
+            raise ValueError(f"{function} needs numbers; this {type(model).__name__} has only their shapes.")
 
     def layers(self, model: nnx.Module) -> Iterator[tuple[str, nnx.Module]]:
         """All modules, by all their names."""

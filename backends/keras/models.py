@@ -10,6 +10,7 @@ import keras
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 
 from normkit.backends.keras import layers
+from normkit.backends.keras.batch_norms import KerasRecalibrates
 from normkit.backends.models import original_of, stand_in
 
 #: Keras's layers, and ours in their place.
@@ -33,13 +34,22 @@ _NORM = re.compile(r"norm(?!al$)", re.IGNORECASE)
 _NONE = (keras.layers.Normalization, keras.layers.Wrapper)
 
 
-class KerasModels:
-    """Models of Keras, for :func:`normkit.replace`, on any of its backends."""
+class KerasModels(KerasRecalibrates):
+    """Models of Keras, for :func:`normkit.replace` and what it shares with recalibrate, on any of its backends."""
 
-    def refuse(self, model: Any) -> None:
-        """Raise for what was exported and read back."""
+    def refuse(self, model: Any, function: str = "replace") -> None:
+        """Raise for what was exported or quantized, and where numbers are needed for what is not built."""
         if isinstance(model, getattr(keras.layers, "TFSMLayer", ())):
-            raise ValueError(f"replace comes before a model is exported; received a {type(model).__name__}.")
+            raise ValueError(f"{function} comes before a model is exported; received a {type(model).__name__}.")
+        for name, layer in self.layers(model):
+            if getattr(layer, "quantization_mode", None):
+                where = f"{name} in this {type(model).__name__}" if name else f"this {type(model).__name__}"
+                raise ValueError(f"{function} comes before a model is quantized; {where} is quantized already.")
+            if function != "replace" and isinstance(layer, keras.layers.BatchNormalization) and not layer.built:
+                where = name or "the model"
+                raise ValueError(
+                    f"{function} needs numbers; {where} is not built yet: run one batch through the model."
+                )
 
     def layers(self, model: keras.Layer) -> Iterator[tuple[str, keras.Layer]]:
         """All layers, named by those they are in."""

@@ -28,3 +28,15 @@ class Population(NamedTuple):
     def var(self, unbiased: bool) -> Array:
         """``m2 / n``, or ``m2 / (n - 1)``; that of one value is zero."""
         return self.m2 / max(self.count - unbiased, 1)
+
+
+def of_channels(xp, x: Array, axis: int, kept: Array | None = None) -> Population:
+    """Of the channels along an axis; ``kept``, of x's shape and the same for all channels, leaves others out."""
+    x = xp.moveaxis(x, axis, -1)
+    if kept is not None:
+        x = x[xp.moveaxis(kept, axis, -1)[..., 0]]
+    x = xp.reshape(x, (-1, x.shape[-1]))
+    if not x.shape[0]:
+        return Population()
+    mean = xp.mean(x, axis=0)
+    return Population(x.shape[0], mean, xp.sum((x - mean) ** 2, axis=0))
