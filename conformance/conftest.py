@@ -23,6 +23,7 @@ ONLY = {
     "test_inspect_models.py": "jax tensorflow torch",
     "test_keras_layers.py": KERAS,
     "test_keras_recalibrate.py": KERAS,
+    "test_keras_models.py": KERAS,
     "test_keras_replace.py": KERAS,
     "test_keras_train.py": KERAS,
     "test_kernels_jax.py": "jax",
@@ -31,6 +32,7 @@ ONLY = {
     "test_replace.py": "torch",
     "test_torch_fold.py": "torch",
     "test_torch_layers.py": "torch",
+    "test_torch_models.py": "torch",
     "test_torch_recalibrate.py": "torch",
 }
 
@@ -84,7 +86,8 @@ def pytest_ignore_collect(collection_path, config):
     """Leave out what is another library's, as the header says, and whole models where they are not named."""
     if collection_path == Path(__file__).parent / "models":
         return None if any("conformance.models" in argument for argument in config.args) else True
-    needs = ONLY.get(collection_path.name, "") if collection_path.parent == Path(__file__).parent else ""
+    here = Path(__file__).parent
+    needs = ONLY.get(collection_path.name, "") if collection_path.parent in (here, here / "models") else ""
     return True if {*needs.split()} - {library.name for library in config.libraries} else None
 
 
