@@ -27,6 +27,7 @@ ONLY = {
     "test_keras_replace.py": KERAS,
     "test_keras_train.py": KERAS,
     "test_kernels_jax.py": "jax",
+    "test_kernels_tensorflow.py": "tensorflow",
     "test_kernels_torch.py": "torch",
     "test_kernels_xla.py": "jax",
     "test_replace.py": "torch",
@@ -34,6 +35,17 @@ ONLY = {
     "test_torch_layers.py": "torch",
     "test_torch_models.py": "torch",
     "test_torch_recalibrate.py": "torch",
+}
+#: What no library makes a difference to, collected where one of these is tested.
+ONCE = {
+    "package": "numpy",
+    "test_convert.py": "numpy",
+    "test_convert_commands.py": "numpy",
+    "test_convert_pairs.py": "numpy",
+    "test_inspect.py": "numpy",
+    "test_kernels.py": "numpy torch",
+    "test_kernels_safety.py": "numpy torch",
+    "test_oracle.py": "numpy",
 }
 
 
@@ -87,8 +99,12 @@ def pytest_ignore_collect(collection_path, config):
     if collection_path == Path(__file__).parent / "models":
         return None if any("conformance.models" in argument for argument in config.args) else True
     here = Path(__file__).parent
-    needs = ONLY.get(collection_path.name, "") if collection_path.parent in (here, here / "models") else ""
-    return True if {*needs.split()} - {library.name for library in config.libraries} else None
+    if collection_path.parent not in (here, here / "models"):
+        return None
+    tested, name = {library.name for library in config.libraries}, collection_path.name
+    once = ONCE.get(name)
+    left_out = {*ONLY.get(name, "").split()} - tested or (once and not tested & {*once.split()})
+    return True if left_out else None
 
 
 def pytest_report_header(config):

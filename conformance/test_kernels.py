@@ -214,7 +214,9 @@ SETS = ("aarch64",) if platform.machine() == "aarch64" else ("x86-64-v4", "x86-6
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_each_instruction_set(name):
+def test_each_instruction_set(name, pytestconfig):
+    if "numpy" not in [library.name for library in pytestconfig.libraries]:
+        pytest.skip("tested with NumPy")
     if name not in kernels.info()["instruction_sets"]:
         pytest.skip(f"this processor cannot run {name}")
     if os.environ.get("NORMKIT_ISA"):
