@@ -60,6 +60,7 @@ def layer_norm(
     eps       eps = 1e-5                epsilon = 1e-3                 epsilon = 1e-6              epsilon = 1e-5
     weight    weight                    gamma                          scale                       Scale
     bias      bias                      beta                           bias                        B
+    mask      no                        no                             mask                        no
     ========  ========================  =============================  ==========================  ====================
 
     Source: Ba, Kiros, Hinton, "Layer Normalization", arXiv:1607.06450.
@@ -119,8 +120,10 @@ def rms_norm(
     eps            eps = None: that of      epsilon = 1e-6             epsilon = 1e-6        epsilon = 1e-5
                    float32 for narrow x
     weight         weight                   scale                      scale                 scale
+    bias           no                       no                         no                    no
     weight_offset  no                       no                         no                    no
-    ============== =======================  =========================  ====================  ====================
+    mask           no                       no                         mask                  no
+    =============  =======================  =========================  ====================  ====================
 
     Source: Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467.
     """
@@ -182,6 +185,7 @@ def group_norm(
     eps         eps = 1e-5           epsilon = 1e-3              epsilon = 1e-6        epsilon = 1e-5
     weight      weight               gamma                       scale                 scale
     bias        bias                 beta                        bias                  bias
+    mask        no                   no                          mask                  no
     ==========  ===================  ==========================  ====================  ======================
 
     Source: Wu, He, "Group Normalization", arXiv:1803.08494.
@@ -239,6 +243,7 @@ def instance_norm(
     eps     eps = 1e-5                     epsilon = 1e-3                    epsilon = 1e-6         epsilon = 1e-5
     weight  weight (affine=False: none)    gamma                             scale                  scale
     bias    bias                           beta                              bias                   B
+    mask    no                             no                                mask                   no
     ======  =============================  ================================  =====================  ====================
 
     Source: Ulyanov, Vedaldi, Lempitsky, "Instance Normalization", arXiv:1607.08022.
@@ -300,6 +305,7 @@ def batch_norm(
     eps     eps = 1e-5             epsilon = 1e-3                epsilon = 1e-5         epsilon = 1e-5
     weight  weight                 gamma                         scale                  scale
     bias    bias                   beta                          bias                   B
+    mask    no                     mask                          mask                   no
     ======  =====================  ============================  =====================  ====================
 
     Source: Ioffe, Szegedy, "Batch Normalization", arXiv:1502.03167.
@@ -353,8 +359,17 @@ def batch_norm_train(
 
     Notes
     -----
-    An empty batch gives an empty y and a count of 0. The frameworks' names of the arguments are those listed in
-    :func:`batch_norm`.
+    An empty batch gives an empty y and a count of 0.
+
+    ======  =====================  ============================  =====================  ====================
+    here    torch.nn.BatchNorm2d   keras BatchNormalization      flax.nnx.BatchNorm     ONNX
+    ======  =====================  ============================  =====================  ====================
+    axis    1                      axis = -1                     axis = -1              1
+    eps     eps = 1e-5             epsilon = 1e-3                epsilon = 1e-5         epsilon = 1e-5
+    weight  weight                 gamma                         scale                  scale
+    bias    bias                   beta                          bias                   B
+    mask    no                     mask                          mask                   no
+    ======  =====================  ============================  =====================  ====================
 
     Source: Ioffe, Szegedy, "Batch Normalization", arXiv:1502.03167.
     """

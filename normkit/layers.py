@@ -115,6 +115,7 @@ class RMSNorm(Layer):
                       float32 for narrow x
     affine            elementwise_affine       (always)                   use_scale              (always)
     weight            weight                   scale                      scale                  scale
+    bias              no                       no                         no                     no
     ================  =======================  =========================  =====================  ====================
     """
 

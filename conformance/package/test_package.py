@@ -1,6 +1,7 @@
 """The installed package: its names, its version, its metadata, and what importing it brings along."""
 
 import ast
+import inspect
 import re
 from importlib import metadata, resources
 
@@ -13,6 +14,9 @@ FRAMEWORKS = {
     "array_api_strict", "click", "cupy", "dask", "flax", "jax", "jaxlib", "keras", "ndonnx", "pytest", "rich", "scipy",
     "sklearn", "sparse", "tensorflow", "torch",
 }  # fmt: skip
+
+NORMS = ("batch_norm", "batch_norm_train", "group_norm", "instance_norm", "layer_norm", "rms_norm")
+LAYERS = ("BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm")
 
 LOADED = f"""
 import sys
@@ -90,3 +94,28 @@ def test_core_names_no_framework():
     }
     assert named.keys() >= {"plan.py", "moments.py", "normalize.py"}
     assert not any(named.values()), named
+
+
+@pytest.mark.parametrize("name", [*NORMS, *LAYERS, "vjp"])
+def test_docstrings_name_every_argument(name):
+    text = inspect.getdoc(getattr(normkit, name))
+    arguments = re.findall(r"^(\S.*?) : ", text[text.index("Parameters\n") : text.index("Raises\n")], re.MULTILINE)
+    named = {argument.strip(" *") for words in arguments for argument in words.split(",")}
+    assert named >= set(inspect.signature(getattr(normkit, name)).parameters)
+    assert name == "vjp" or "``y = " in text[: text.index("Parameters\n")]
+    assert name in LAYERS or "Returns\n" in text
+    assert name not in NORMS or "Source: " in text
+
+
+@pytest.mark.parametrize("name", [*NORMS, *LAYERS])
+def test_docstrings_say_what_the_frameworks_call_it(name):
+    lines = inspect.getdoc(getattr(normkit, name)).splitlines()
+    first, second, last = (i for i, line in enumerate(lines) if line.startswith("==="))
+    assert lines[first] == lines[second] == lines[last]
+    gaps = [i for i, character in enumerate(lines[first]) if character == " "]
+    table = lines[first : last + 1]
+    assert not any(line[i : i + 1].strip() for line in table for i in gaps)
+    assert all(word in table[1] for word in ("here", "torch", "keras", "flax", "ONNX"))
+    named = {line.split("  ")[0] for line in table[3:-1]}
+    assert named >= {"weight", "bias", "eps", "axis"}
+    assert ("mask" in named) is (name in NORMS)
