@@ -118,7 +118,13 @@ def backend_for_type(kind: type) -> Backend | None:
     for candidate in entries():
         if candidate.matches(kind):
             return candidate.load()
-    return _load("normkit.backends.protocol:ArrayBackend") if hasattr(kind, "__array_namespace__") else None
+    return _conforming(kind.__module__.partition(".")[0]) if hasattr(kind, "__array_namespace__") else None
+
+
+@functools.cache
+def _conforming(module: str) -> Backend:
+    """The backend of a library that has no entry: one for each, so that two are not mixed."""
+    return ArrayBackend()
 
 
 def entry(name: str) -> Entry:

@@ -331,6 +331,14 @@ def test_mixed_libraries(library, request):
             refused(lambda b=b: nk.RunningStats(a.mean, b.var).update(_batch(a)), TypeError, f"var {text}")
 
 
+def test_mixed_libraries_without_entries(library):
+    """Two that are served by their array API namespace alone are two."""
+    other = type("Other", (), {"__module__": "other.arrays", "__array_namespace__": None, "shape": (3,)})()
+    ours = library.name if library.name in NAMES else "array-api"
+    text = rf"weight must be of the same library as x \({ours}\); received other\.arrays\.Other: convert one of them\."
+    refused(lambda: nk.layer_norm(arrays(library).x, other), TypeError, text)
+
+
 def test_another_device(library):
     a, there = arrays(library), elsewhere(library)
     here, other = (re.escape(str(x.device)) for x in (a.x, there))
