@@ -100,13 +100,20 @@ def gradient_error(
     values, scales = reference
 
     def error(name: str) -> float:
-        stats = inputs.stats_dtype(dtype)
-        kind = {"x": dtype, "mean": stats, "var": stats}.get(name, params or dtype)
-        # A gradient of another dtype than x (of statistics, of wide parameters) is held to its own tolerance.
-        share = tolerance("gradient", dtype).units / tolerance("gradient", kind).units
+        kind, share = _unit(name, dtype, params)
         return share * units(found[name], values[name], kind, scales[name])
 
     return max(((error(name), name) for name in found), default=(0.0, ""))
+
+
+def _unit(name: str, dtype: str, params: str = "") -> tuple[str, float]:
+    """The dtype of a gradient, and what one of its units is worth in a case of ``dtype``.
+
+    A gradient of another dtype than x (of statistics, of wide parameters) is held to its own tolerance.
+    """
+    stats = inputs.stats_dtype(dtype)
+    kind = {"x": dtype, "mean": stats, "var": stats}.get(name, params or dtype)
+    return kind, tolerance("gradient", dtype).units / tolerance("gradient", kind).units
 
 
 def forward(
@@ -145,8 +152,11 @@ def gradient(
 
     def figures(module: ModuleType) -> tuple[float, float]:
         found = taken(module)
-        apart = _apart(found["x"], own["x"], own["x"], dtype, reference[1]["x"])
-        return gradient_error(reference, found, dtype)[0], apart
+        return gradient_error(reference, found, dtype)[0], max(apart(k, g) for k, g in found.items())
+
+    def apart(name: str, theirs: np.ndarray) -> float:
+        kind, share = _unit(name, dtype)
+        return share * _apart(theirs, own[name], own[name], kind, reference[1][name])
 
     error = gradient_error(reference, own, dtype)[0]
     return _rows(library, case, "gradient", name or str(x), dtype, error, path, figures if natives_too else None)

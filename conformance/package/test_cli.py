@@ -116,6 +116,14 @@ def test_json(quick):
     assert row["native_error"] > 1e6 > 2 == row["tolerance"] > row["error"]
 
 
+def test_errors_and_distances_are_of_the_same_numbers(quick):
+    """Native is as far from float64 as from normkit, but for what normkit is."""
+    found = [{k: float(m[k]) for k in ("error", "native_error", "distance")} for m in quick[1]["measurements"]]
+    assert len(found) > 100
+    for m in found:
+        assert m["native_error"] == float("inf") or m["native_error"] <= 1.001 * (m["distance"] + m["error"])
+
+
 def test_the_table_shows_which_path_served(quick, tmp_path):
     """A dot before each line that kernels served, and none without them."""
     off = quick_check(tmp_path, NORMKIT_KERNELS="0")
