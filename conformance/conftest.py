@@ -21,6 +21,7 @@ ONLY = {
     "test_flax_recalibrate.py": "jax",
     "test_flax_replace.py": "jax",
     "test_inspect_models.py": "jax tensorflow torch",
+    "test_keras_fold.py": KERAS,
     "test_keras_layers.py": KERAS,
     "test_keras_recalibrate.py": KERAS,
     "test_keras_models.py": KERAS,

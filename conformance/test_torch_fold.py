@@ -367,7 +367,7 @@ def test_models_that_are_refused():
     model = trained(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5))
     before = state(model)
     for bad, error, text in (
-        (3, TypeError, "fold takes a torch.nn.Module; received int 3"),
+        (3, TypeError, "fold takes a torch.nn.Module or a keras.Layer; received int 3"),
         (nn.Conv2d(3, 5, 3).eval(), ValueError, "fold found no batch norm in Conv2d, which has 1 layers"),
         (copy.deepcopy(model).train(), ValueError, "fold wants a model for inference; it is in training mode"),
         (copy.deepcopy(model).to("meta"), ValueError, "fold needs numbers; 0 is on the meta device"),

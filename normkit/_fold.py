@@ -29,7 +29,7 @@ def fold(model: Any, sample: Any, *, call: Call | None = None, tolerance: float 
 
     Parameters
     ----------
-    model : a torch.nn.Module in ``eval()``, which is changed in place
+    model : a torch.nn.Module in ``eval()`` or a keras.Layer, which is changed in place
     sample : a batch that the model takes: a mapping is passed by name, of a tuple or list the first element
     call : ``call(model, sample)``, for a model that is called in another way
     tolerance : how far an output may be off, as a share of the largest; by default half of the dtype's digits, the root
@@ -51,7 +51,7 @@ def fold(model: Any, sample: Any, *, call: Call | None = None, tolerance: float 
     """
     folds = models_of(model)
     if not isinstance(folds, Folds):
-        raise TypeError(f"fold takes a torch.nn.Module; received {describe(model)}.")
+        raise TypeError(f"fold takes a torch.nn.Module or a keras.Layer; received {describe(model)}.")
     folds.refuse(model, "fold")
     title = type(model).__name__
     names = {id(layer): found for layer, found in named(folds, model)}
@@ -83,8 +83,8 @@ def fold(model: Any, sample: Any, *, call: Call | None = None, tolerance: float 
             for (pair, weight, bias), error in zip(trials, folds.errors(model, run, trials), strict=True):
                 into = names[id(pair.linear)][0]
                 if _within(error, tolerance):
-                    undo.callback(folds.put(model, pair, weight, bias))
                     folded.append(entry(pair.norm, into=into))
+                    undo.callback(folds.put(model, pair, weight, bias))
                 else:
                     reason = f"{into} would be off by {error[0]:.2g} of its largest output"
                     off[id(pair.norm)] = entry(pair.norm, reason)
