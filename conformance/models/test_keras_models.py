@@ -1,4 +1,4 @@
-"""Whole models of keras.applications: replaced, compared, trained, restored."""
+"""Whole models of keras.applications: replaced, compared, trained, restored, folded, recalibrated."""
 
 from __future__ import annotations
 
@@ -84,3 +84,20 @@ def test_ten_steps_replaced_and_restored(name):
     assert [type(layer) for layer in model.layers] == types
     assert int(array(model.optimizer.iterations)) == 10
     assert all(np.isfinite(a).all() for a in model.get_weights())
+
+
+@pytest.mark.parametrize("name", ["ResNet50", "MobileNetV2"])
+def test_recalibrate_and_fold(name):
+    """In float64, where folding is exact but for roundings; the last batch is short."""
+    model = made(name)
+    batches = [x(0), 2 * x(1), x(2)[:2]]
+    gap = nk.statistics_gap(model, batches)
+    report = nk.recalibrate(model, batches)
+    assert report.layers == gap.layers and len(report.layers) == MODELS[name] and not report.left
+    after = nk.statistics_gap(model, batches)
+    assert max(layer.size for layer in after.layers) < 1e-6 < 1 < max(layer.size for layer in gap.layers)
+    before = array(model(x()))
+    folded = nk.fold(model, x())
+    assert len(folded.changed) == MODELS[name] and not folded.left
+    assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers)
+    assert abs(array(model(x())) - before).max() <= 1e-9 * abs(before).max()
