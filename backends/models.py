@@ -161,7 +161,7 @@ _between: dict[int, Callable] = {}
 @contextlib.contextmanager
 def through(layer: Any, method: str, between: Callable) -> Iterator[None]:
     """Within, calls of a layer's method are calls of ``between(the method, *its arguments)``."""
-    kind = type(layer)
+    kind: Any = type(layer)
     object.__setattr__(layer, "__class__", _opened(kind, method))
     _between[id(layer)] = between
     try:
