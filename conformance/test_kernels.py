@@ -61,6 +61,16 @@ def test_fuzz(layer, dtype, seed):
     judge(layer, plan, arrays, options, dtype)
 
 
+@pytest.mark.parametrize("layer", ["batch_norm_train", "layer_norm"])
+@pytest.mark.parametrize("rows", [1797, 20000])
+def test_gradients_of_many_rows(layer, rows):
+    """Sums down the columns are as right as any: not one long sum in float32 (8.3 units in some columns)."""
+    options = {"axis": (-1,) if layer == "layer_norm" else 1, "eps": 1e-5}
+    for seed in range(2):
+        plan, arrays = make(layer, (rows, 64), options, np.random.default_rng(seed), np.dtype("f4"))
+        judge(layer, plan, arrays, options, "float32")
+
+
 LADDER = [(offset, 1.0) for offset in (0, 1e2, 1e4, 1e6)] + [
     (0, s) for s in (1e-30, 1e-20, 1e-10, 1e10, 1e18, 1e25, 1e30)
 ]

@@ -20,12 +20,12 @@ inline void column_projections(const Columns<T> &job, i64 o, i64 r, i64 end, boo
     for (i64 v = 0; v < job.vectors; ++v) {
       const i64 c = job.at(v);
       const V mean = load(slot.mean + v * W), rstd = load(slot.scale + v * W), drift = load(slot.shift + v * W);
-      V vs = load(s + v * W), vq = load(q + v * W);
+      V vs{}, vq{};  // by themselves at first: an eighth of the roundings is at the height of the long sum
       for (int k = 0; k < n; ++k) {
         const V g = load(dy + k * job.width + c);
         vs += g, vq += g * ((load(x + k * job.width + c) - mean) * rstd + drift);
       }
-      store(s + v * W, vs), store(q + v * W, vq);
+      store(s + v * W, load(s + v * W) + vs), store(q + v * W, load(q + v * W) + vq);
     }
   };
   for (i64 c = 0; c < job.channels; ++c) dys[c] = dyxs[c] = 0;

@@ -235,7 +235,7 @@ inline void backward_rows(const Args &a, const Acc<T> *w, i64 row, i64 n, Acc<T>
   }
   const auto step = [&](auto tag, i64 i, auto emit, auto keep) {
     const auto weight = tag.at(w + i);
-    auto sb = tag.at(db + i), sw = tag.at(dw + i);
+    std::decay_t<decltype(weight)> sb{}, sw{};
     for (int r = 0; r < rows; ++r) {
       auto v = tag.at(x[r] + i);
       if constexpr (center) v = m[r](v);
@@ -247,7 +247,7 @@ inline void backward_rows(const Args &a, const Acc<T> *w, i64 row, i64 n, Acc<T>
       if constexpr (center) d -= c1[r];
       emit(dx[r] + i, d * m[r].rstd);
     }
-    keep(db + i, sb), keep(dw + i, sw);
+    keep(db + i, tag.at(db + i) + sb), keep(dw + i, tag.at(dw + i) + sw);
   };
   const auto one = [](auto *p, auto v) { put(p, v); };
   const auto many = [](auto *p, auto v) { store(p, v); };
@@ -281,6 +281,9 @@ template <class T, bool center> bool rows_backward_flat(const Args &a) {
   // The split is by shape alone, so that sums do not depend on the number of threads.
   const i64 blocks = ceil_div(a.outer, 32), limit = most(1, (i64(1) << 20) / params);
   const i64 tasks = least(least(blocks, 32), limit), per = ceil_div(a.outer, tasks);
+  // Long rows go one by one: those of four would meet in the same sets of the first-level cache.
+  const bool by_four = a.groups == 1 && n <= 1024;
+  const i64 height = by_four ? 128 : 64;  // rows summed in A
   const A *w = param<A>(memory, a.weight, a.wtype, params, 1, a.offset, std::is_same_v<T, bfloat>);
   double *parts = memory.take<double>(tasks * 2 * params);
   A *sums = memory.take<A>(tasks * 2 * params);
@@ -290,13 +293,12 @@ template <class T, bool center> bool rows_backward_flat(const Args &a) {
     A *dw = sums + task * 2 * params, *db = dw + params;
     memset(part, 0, sizeof(double) * size_t(2 * params));
     const i64 end = least(a.outer, (task + 1) * per);
-    for (i64 first = task * per; first < end; first += 256) {
-      const i64 last = least(end, first + 256);
+    for (i64 first = task * per; first < end; first += height) {
+      const i64 last = least(end, first + height);
       memset(dw, 0, sizeof(A) * size_t(2 * params));
       if (a.groups == 1) {
         i64 row = first;
-        // Long rows one by one: those of four would meet in the same sets of the first-level cache.
-        if (n <= 1024)
+        if (by_four)
           for (; row + 4 <= last; row += 4) backward_rows<T, center, 4>(a, w, row, n, dw, db);
         for (; row < last; ++row) backward_rows<T, center, 1>(a, w, row, n, dw, db);
       } else {
