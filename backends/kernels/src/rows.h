@@ -281,8 +281,9 @@ template <class T, bool center> bool rows_backward_flat(const Args &a) {
   // The split is by shape alone, so that sums do not depend on the number of threads.
   const i64 blocks = ceil_div(a.outer, 32), limit = most(1, (i64(1) << 20) / params);
   const i64 tasks = least(least(blocks, 32), limit), per = ceil_div(a.outer, tasks);
-  // Long rows go one by one: those of four would meet in the same sets of the first-level cache.
-  const bool by_four = a.groups == 1 && n <= 1024;
+  // Long rows go one by one, and so do those of which four would meet at the same places of a page, in the first-level
+  // cache and where loads wait for stores to what looks like the same address.
+  const bool by_four = a.groups == 1 && n <= 1024 && n * i64(sizeof(T)) % 2048 != 0;
   const i64 height = by_four ? 128 : 64;  // rows summed in A
   const A *w = param<A>(memory, a.weight, a.wtype, params, 1, a.offset, std::is_same_v<T, bfloat>);
   double *parts = memory.take<double>(tasks * 2 * params);
