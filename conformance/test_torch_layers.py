@@ -430,21 +430,22 @@ def test_counting_once_leaves_other_passes_alone():
 
 
 DDP = """
-import os, sys, warnings
-warnings.simplefilter("ignore")
-import torch, torch.distributed as dist, torch.multiprocessing as mp
+import os, sys
+import torch, torch.distributed as dist
 from torch import nn
 import normkit.torch as nt
 
 def build(module):
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), module.BatchNorm2d(4), nn.ReLU(), module.GroupNorm(2, 4), nn.Flatten(),
-        nn.Linear(4 * 36, 5), module.LayerNorm(5), nn.Linear(5, 1))
+        nn.Linear(4 * 36, 5), module.LayerNorm(5), nn.Linear(5, 1)).double()
 
-def work(rank, port):
+def work(rank, store):
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    dist.all_reduce(torch.ones(1))
+    print("connected", flush=True)
     results = []
     for module in (nt, nn):
         model = nn.parallel.DistributedDataParallel(build(module))
@@ -452,41 +453,47 @@ def work(rank, port):
         for k in range(3):
             torch.manual_seed(10 * k + rank)
             optimizer.zero_grad()
-            model(torch.randn(4, 3, 8, 8)).square().mean().backward()
+            model(torch.randn(4, 3, 8, 8, dtype=torch.float64)).square().mean().backward()
             optimizer.step()
         results.append({**dict(model.module.named_parameters()), **dict(model.module.named_buffers())})
     ours, theirs = results
-    assert all(torch.allclose(ours[n].double(), theirs[n].double(), rtol=1e-5, atol=1e-6) for n in theirs)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-9, atol=1e-12, msg=name)
     for value in (p for n, p in ours.items() if "running" not in n):
         other = value.detach().clone()
         dist.broadcast(other, 0)
         assert torch.equal(other, value)
-    dist.destroy_process_group()
+    dist.barrier()
 
-work(int(sys.argv[1]), int(sys.argv[2]))
-print("done")
+work(int(sys.argv[1]), sys.argv[2])
+print("done", flush=True)
+os._exit(0)  # gloo's threads, alive in a normal exit, now and then abort the process ("terminate called")
 """
 
 
 def test_distributed_data_parallel(tmp_path):
     """Two processes: gradients are averaged, buffers broadcast, and the model is torch's after three steps."""
-    import socket
     import subprocess
     import sys
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     runs = [
         subprocess.Popen(
-            [sys.executable, "-P", "-c", DDP, str(rank), str(port)],
+            [sys.executable, "-P", "-c", DDP, str(rank), str(tmp_path / "store")],
             cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(2)
     ]  # fmt: skip
+    ends = []
     for run in runs:
-        out, err = run.communicate(timeout=300)
-        assert run.returncode == 0 and out == "done\n", err
+        try:
+            ends.append(run.communicate(timeout=120))
+        except subprocess.TimeoutExpired:
+            run.kill()
+            ends.append(run.communicate())
+    if not any("connected" in out for out, _ in ends):
+        pytest.skip(f"gloo connects no two processes here: {ends[0][1].strip().splitlines()[-1:]}")
+    for run, (out, err) in zip(runs, ends, strict=True):
+        assert run.returncode == 0 and out == "connected\ndone\n", err
 
 
 def test_layer_norm_2d_is_layer_norm_of_the_channels():
