@@ -48,6 +48,7 @@ ONCE = {
     "test_kernels.py": "numpy torch",
     "test_kernels_safety.py": "numpy torch",
     "test_oracle.py": "numpy",
+    "test_study.py": "numpy",
 }
 
 

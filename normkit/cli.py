@@ -1,4 +1,4 @@
-"""The command `normkit`: check, info and bench are here, convert and inspect in _convert/commands.py."""
+"""The command `normkit`: check, info and bench are here, convert and inspect in _convert, study in study/command.py."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from normkit._convert import commands
 from normkit._terminal import color_option, console, json_option, written
 from normkit.conformance.cases import DTYPES
 from normkit.conformance.libraries import LIBRARIES, Missing
+from normkit.study.command import study
 
 #: Ways to run a function; "compiled" stands for all but the first.
 MODES = ("eager", "compiled", *(mode for library in LIBRARIES.values() for mode in library.modes))
@@ -162,3 +163,4 @@ def _progress() -> Iterator[Callable[[str, str, float], None]]:
 
 main.add_command(commands.convert)
 main.add_command(commands.inspect_command)
+main.add_command(study)

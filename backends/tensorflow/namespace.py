@@ -1,4 +1,4 @@
-"""The array API functions that the core uses, spelled in TensorFlow; array-api-compat has none."""
+"""The array API functions that the core and the study use, spelled in TensorFlow; array-api-compat has none."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ int32 = tf.int32
 abs = tf.abs
 all = tf.reduce_all
 any = tf.reduce_any
+exp = tf.exp
+log = tf.math.log
+matrix_transpose = tf.linalg.matrix_transpose
 maximum = tf.maximum
 minimum = tf.minimum
 ones_like = tf.ones_like
+permute_dims = tf.transpose
 sqrt = tf.sqrt
+tanh = tf.tanh
 where = tf.where
 zeros_like = tf.zeros_like
 
@@ -35,7 +40,7 @@ def max(x, *, axis, keepdims=False):
     return tf.reduce_max(x, axis, keepdims)
 
 
-def sum(x, *, axis, dtype=None, keepdims=False):
+def sum(x, *, axis=None, dtype=None, keepdims=False):
     return tf.reduce_sum(x if dtype is None else astype(x, dtype), axis, keepdims)
 
 

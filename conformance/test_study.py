@@ -1,0 +1,141 @@
+"""The study: exact experiments in full, trained ones with one seed, records, what is kept, errors."""
+
+import json
+
+import numpy as np
+import pytest
+
+from normkit import cli
+from normkit.study import engine, runner
+from normkit.study.claims import claims
+from normkit.study.lab import Lab
+from normkit.study.record import NOT, PARTLY, REPRODUCED, UNTESTABLE, VERDICTS, Check, verdict
+
+EXACT = ("E0", "E7", "E10", "E13")
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """The deterministic experiments, with one seed."""
+    folder = tmp_path_factory.mktemp("study")
+    return runner.run(runner.chosen(EXACT, "numpy"), folder, seeds=1), folder
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact(records, name):
+    record = records[0][name]
+    assert record["verdict"] == REPRODUCED, [c for c in record["checks"] if c["own"] and not c["holds"]]
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "E0.shard",
+        "E0.neglect",
+        "E7.2-5 in",
+        "E7.unity",
+        "E10.bound, not squared",
+        "E10.convex",
+        "E13.norm",
+        "E13.wx",
+        "E13.sigma",
+    ]
+    + ["E13.weights"],
+)
+def test_what_the_documents_have_wrong_fails(records, check):
+    experiment, _, name = check.partition(".")
+    assert not next(c for c in records[0][experiment]["checks"] if c["check"] == name)["holds"]
+
+
+def test_records(records):
+    kept = json.loads((records[1] / "results.json").read_text("utf-8"))
+    assert [record["experiment"] for record in kept] == list(EXACT)
+    for record in kept:
+        assert {"experiment", "claims", "criterion", "verdict", "condition", "numbers"} <= set(record)
+        assert record["verdict"] in VERDICTS and record["condition"] and record["criterion"]
+        assert all(len(values) == 1 and values[0] is not None for values in record["numbers"].values())
+        assert all(claim["verdict"] in (*VERDICTS, None) for claim in record["claims"])
+
+
+def test_finished_experiments_are_not_run_again(records, monkeypatch):
+    asked = runner.chosen(["e13"], "numpy")
+    monkeypatch.setattr(runner, "Lab", None)
+    assert runner.run(asked, records[1], seeds=1).keys() == records[0].keys()
+    with pytest.raises(TypeError):
+        runner.run(asked, records[1], seeds=1, again=True)
+    with pytest.raises(TypeError):
+        runner.run(asked, records[1], seeds=2)
+
+
+@pytest.mark.parametrize(
+    "relation, right, holds",
+    [("<", 2.0, True), ("<", "b", True), (">", "b", False), ("<=", 1.0, True), (">=", 1.5, False)],
+)
+def test_checks(relation, right, holds):
+    numbers = {"a": [0.0, 1.0, 9.0], "b": [2.0, 2.0, 2.0]}
+    assert Check("", "", "a", relation, right).judge(numbers)["holds"] is holds
+    assert not Check("", "", "a", relation, right).judge({**numbers, "a": [None, 1.0, None]})["holds"]
+
+
+def test_verdicts():
+    assert [verdict(h) for h in ([True, True], [True, False], [False])] == [REPRODUCED, PARTLY, NOT]
+
+
+def test_claims_name_checks_that_there_are():
+    known = {name: {c.name for c in e.checks} for name, e in runner.experiments().items()}
+    for claim in claims().values():
+        assert claim.words and claim.right
+        assert claim.by or claim.judge({}) == UNTESTABLE
+        for reference in claim.by:
+            experiment, dot, check = reference.partition(".")
+            assert experiment in known and (not dot or check in known[experiment]), (claim.name, reference)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        engine.mlp("batch", sizes=(64, 12, 12, 10), act="tanh"),
+        engine.mlp("layer", sizes=(64, 12, 10), act="sigmoid"),
+        engine.conv("group", channels=(8, None, 8)),
+    ],
+    ids=["batch", "layer", "convolution"],
+)
+def test_gradients_of_nets(net):
+    lab = Lab(dtype="float64")
+    x, t = next(lab.batches(16, 1))
+    objective, params = lab.objective(net, x, t), net.init(0)
+    _, grads = objective(params)
+    direction = {name: lab.rng(1).normal(size=a.shape) for name, a in params.items()}
+    step = 1e-6
+    up, down = (objective({n: a + s * direction[n] for n, a in params.items()})[0] for s in (step, -step))
+    slope = sum(float((grads[n] * direction[n]).sum()) for n in params)
+    # Differences have errors of step squared and of rounding over step: 1e-9. A relu's kink in between adds some 1e-6.
+    assert np.isclose((up - down) / (2 * step), slope, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["E99"], "There is no experiment 'E99'; there are: E0,"),
+        (["--framework", "caffe"], "--framework is one of numpy, torch, jax, tensorflow; received 'caffe'."),
+        (["E10", "--framework", "torch"], "E10 runs with NumPy only"),
+        (["E13", "--out", "/proc/nowhere"], "--out cannot be written to: '/proc/nowhere'"),
+    ],
+)
+def test_errors_are_one_sentence(capsys, arguments, words):
+    assert cli.run(["study", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+
+
+def test_missing_framework(capsys, monkeypatch):
+    monkeypatch.setattr("normkit.conformance.libraries.installed", lambda name: name != "jax")
+    assert cli.run(["study", "E13", "--framework", "jax"]) == 2
+    assert "jax was asked for, but jax is not installed" in capsys.readouterr().err
+
+
+def test_command(tmp_path, capsys):
+    assert cli.run(["study", "e13", "--quick", "--out", str(tmp_path)]) == 0
+    assert "reproduced" in capsys.readouterr().out
+    for name in ("report.html", "report.md"):
+        assert "E13" in (tmp_path / name).read_text("utf-8")

@@ -1,0 +1,70 @@
+"""The command ``normkit study``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from normkit._terminal import color_option, console
+
+STYLES = {"reproduced": "green", "partly": "yellow", "not reproduced": "red"}
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--out", default="study", show_default=True, metavar="DIR", help="Where everything is written.")
+@click.option("--quick", is_flag=True, help="One seed, and shorter.")
+@click.option("--seeds", type=click.IntRange(1), help="So many; 3, or 1 with --quick.")
+@click.option(
+    "--framework", default="numpy", show_default=True, metavar="NAME", help="numpy, torch, jax or tensorflow."
+)
+@click.option("--again", is_flag=True, help="Run also what is finished in DIR.")
+@color_option
+def study(
+    names: tuple[str, ...], out: str, quick: bool, seeds: int | None, framework: str, again: bool, color: str
+) -> int:
+    """Try every claim of four documents about why batch norm works.
+
+    Experiments (E0 to E18, all by default) run on scikit-learn's data. DIR gets results.json, figures, report.html
+    and report.md; what is finished there, with the same options, is not run again. Exit status: 0, or 2 for a wrong
+    call; claims that fail are results.
+    """
+    from normkit.conformance.libraries import Missing
+
+    try:
+        from normkit.study import report, runner
+    except ImportError as error:
+        raise click.UsageError(f'the study needs {error.name}: python -m pip install "normkit[study]"') from None
+    try:
+        asked = runner.chosen(names, framework)
+        folder = runner.writable(Path(out))
+    except (Missing, ValueError) as error:
+        raise click.UsageError(str(error)) from None
+    seeds = seeds or (1 if quick else 3)
+    columns = TextColumn("{task.description:5}"), BarColumn(32), TaskProgressColumn(), TimeRemainingColumn()
+    bar = Console(stderr=True, highlight=False)
+    with Progress(*columns, console=bar, transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("", total=1.0)
+
+        def step(name: str, seed: int, share: float) -> None:
+            progress.update(task, completed=share, description=name)
+
+        records = runner.run(asked, folder, framework=framework, seeds=seeds, quick=quick, again=again, step=step)
+        progress.update(task, description="draw")
+        path = report.write(folder, records)
+    screen = console(color)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("", "question", "verdict"):
+        table.add_column(title, no_wrap=title != "question")
+    for name, record in records.items():
+        if name in {e.name for e in asked}:
+            verdict = record["verdict"]
+            table.add_row(name, record["title"], f"[{STYLES[verdict]}]{report.MARKS[verdict]} {verdict}[/]")
+    screen.print(table)
+    screen.print(f"\n{path}", soft_wrap=True)
+    return 0

@@ -1,0 +1,68 @@
+"""The norms that the study compares, as functions with their gradients: y, and dy -> (dx, dweight, dbias)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from normkit import functional
+
+Array = Any
+Pullback = Callable[[Array], tuple[Array, ...]]
+
+EPS = 1e-5
+
+
+class Statistics(NamedTuple):
+    """What a norm divides by, one value per channel: of this batch, or of the whole training set."""
+
+    mean: Array
+    var: Array
+
+
+def batch(x: Array, weight: Array, bias: Array, eps: float = EPS) -> tuple[Array, Pullback, Statistics]:
+    """Batch norm."""
+    (y, stats), pullback = functional.vjp(functional.batch_norm_train, x, weight, bias, eps=eps)
+    return y, pullback, Statistics(stats.mean, stats.var)
+
+
+def stop_gradient(x: Array, weight: Array, bias: Array) -> tuple[Array, Pullback, Statistics]:
+    """Batch norm whose statistics are constants in the gradient: dx = dy weight / std."""
+    _, stats = functional.batch_norm_train(x)
+    y, pullback = functional.vjp(functional.batch_norm, x, stats.mean, stats.var, weight, bias, eps=EPS)
+
+    def back(dy: Array) -> tuple[Array, ...]:
+        dx, _, _, dweight, dbias = pullback(dy)
+        return dx, dweight, dbias
+
+    return y, back, Statistics(stats.mean, stats.var)
+
+
+def given(x: Array, weight: Array, bias: Array, known: Statistics) -> tuple[Array, Pullback]:
+    """Any of them in inference."""
+    y, pullback = functional.vjp(functional.batch_norm, x, known.mean, known.var, weight, bias, eps=EPS)
+
+    def back(dy: Array) -> tuple[Array, ...]:
+        dx, _, _, dweight, dbias = pullback(dy)
+        return dx, dweight, dbias
+
+    return y, back
+
+
+def layer(x: Array, weight: Array, bias: Array) -> tuple[Array, Pullback, None]:
+    """Layer norm over everything but the batch."""
+    axes = tuple(range(1, len(x.shape)))
+    if len(axes) == 1:
+        return *functional.vjp(functional.layer_norm, x, weight, bias), None
+    return group(x, weight, bias, 1)
+
+
+def group(x: Array, weight: Array, bias: Array, groups: int = 8) -> tuple[Array, Pullback, None]:
+    """Group norm."""
+    return *functional.vjp(functional.group_norm, x, groups, weight, bias), None
+
+
+#: Norms without a statistic of the batch: the same in training and inference.
+SAMPLEWISE = {"layer": layer, "group": group, "instance": lambda x, w, b: group(x, w, b, x.shape[1])}
+#: Norms by statistics of the batch, which inference replaces by the training set's.
+BATCHWISE: dict[str, Callable] = {"batch": batch, "noisy": batch, "stop_gradient": stop_gradient}
