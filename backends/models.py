@@ -94,6 +94,24 @@ class Recalibrates(Models, Protocol):
         """
 
 
+@runtime_checkable
+class Differentiates(Models, Protocol):
+    """A framework whose models :func:`normkit.diagnostics.objective` makes pure functions of."""
+
+    def parameters(self, model: Any) -> dict[str, Any]:
+        """Copies of the parameters that are trained, by name."""
+
+    def value_and_grad(
+        self,
+        model: Any,
+        loss: Callable[[Any], Any],
+        call: Callable[[Any], Any],
+        training: bool | None,
+        seed: int,
+    ) -> Callable[[dict[str, Any]], tuple[Any, dict[str, Any]]]:
+        """The function from parameters to ``loss(call(model))`` and its gradients, which leaves the model as it is."""
+
+
 #: By the model's type, which is looked up in modules that are imported already. Keras's layers may be torch modules.
 MODELS = (
     Entry("keras", "keras", ("Layer",), "normkit.backends.keras.models:KerasModels"),

@@ -43,6 +43,7 @@ ONCE = {
     "test_convert.py": "numpy",
     "test_convert_commands.py": "numpy",
     "test_convert_pairs.py": "numpy",
+    "test_diagnostics.py": "numpy",
     "test_divergences.py": "numpy torch jax",
     "test_inspect.py": "numpy",
     "test_kernels.py": "numpy torch",

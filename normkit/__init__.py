@@ -44,10 +44,10 @@ _LAZY = {"convert": "._convert", "inspect": "._convert"}
 
 
 def __getattr__(name: str) -> object:
-    """What works on files of models, and the modules of drop-in layers, each of which imports its framework."""
+    """What works on files of models, the diagnostics, and drop-in layers, whose modules import their frameworks."""
     import importlib
 
-    if name in ("flax", "keras", "torch"):
+    if name in ("diagnostics", "flax", "keras", "torch"):
         return importlib.import_module(f"{__name__}.{name}")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name], __name__), name)

@@ -16,7 +16,7 @@ from normkit.backends.models import COMPILED, through
 from normkit.core.population import Population, of_channels
 
 #: The attributes by which a module is in its inference mode.
-_MODES = ("deterministic", "use_running_average")
+MODES = ("deterministic", "use_running_average")
 
 
 def numbers(a: Any) -> Any:
@@ -57,7 +57,7 @@ class FlaxRecalibrates:
     def inference(self, model: nnx.Module) -> Iterator[None]:
         """By each module's attributes, as its ``eval()`` sets them."""
         modules = [module for _, module in nnx.iter_modules(model)]
-        modes = [(m, name, vars(m)[name]) for m in modules for name in _MODES if name in vars(m)]
+        modes = [(m, name, vars(m)[name]) for m in modules for name in MODES if name in vars(m)]
         held = [(v, v[...]) for m in modules if isinstance(m, nnx.BatchNorm) for v in (m.mean, m.var)]
         try:
             for module, name, _ in modes:

@@ -11,6 +11,7 @@ from flax import nnx
 
 from normkit.backends.flax import layers
 from normkit.backends.flax.batch_norms import FlaxRecalibrates
+from normkit.backends.flax.objective import FlaxDifferentiates, held
 from normkit.backends.models import original_of, stand_in
 
 #: Flax's layers, and ours in their place.
@@ -30,7 +31,7 @@ OTHERS = {
 _NORM = re.compile(r"norm(?!al)", re.IGNORECASE)
 
 
-class FlaxModels(FlaxRecalibrates):
+class FlaxModels(FlaxRecalibrates, FlaxDifferentiates):
     """Models of flax.nnx, for :func:`normkit.replace` and what it shares with recalibrate."""
 
     def refuse(self, model: Any, function: str = "replace") -> None:
@@ -75,18 +76,8 @@ def _walk(node: Any, name: str, above: tuple[int, ...]) -> Iterator[tuple[str, A
         return
     if isinstance(node, nnx.Module):
         yield name, node
-    for key, value in _held(node):
+    for key, value in held(node):
         yield from _walk(value, f"{name}.{key}" if name else str(key), (*above, id(node)))
-
-
-def _held(node: Any) -> list[tuple[Any, Any]]:
-    if isinstance(node, nnx.Variable):
-        return []
-    if isinstance(node, nnx.Pytree):
-        return [(key, value) for key, value in vars(node).items() if not key.startswith("_pytree__")]
-    if isinstance(node, dict):
-        return list(node.items())
-    return list(enumerate(node)) if isinstance(node, (list, tuple)) else []
 
 
 def _unknown(layer: nnx.Module) -> str | None:

@@ -12,6 +12,7 @@ from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 from normkit.backends.keras import layers
 from normkit.backends.keras.batch_norms import KerasRecalibrates
 from normkit.backends.keras.folding import KerasFolds
+from normkit.backends.keras.objective import KerasDifferentiates
 from normkit.backends.models import original_of, stand_in
 
 #: Keras's layers, and ours in their place.
@@ -35,7 +36,7 @@ _NORM = re.compile(r"norm(?!al$)", re.IGNORECASE)
 _NONE = (keras.layers.Normalization, keras.layers.Wrapper)
 
 
-class KerasModels(KerasFolds, KerasRecalibrates):
+class KerasModels(KerasFolds, KerasRecalibrates, KerasDifferentiates):
     """Models of Keras on any backend, for :func:`normkit.replace` and what it shares with fold and recalibrate."""
 
     def refuse(self, model: Any, function: str = "replace") -> None:

@@ -15,6 +15,7 @@ from normkit.backends.models import original_of, stand_in
 from normkit.backends.torch import known, layers
 from normkit.backends.torch.batch_norms import TorchRecalibrates
 from normkit.backends.torch.folding import TorchFolds
+from normkit.backends.torch.objective import TorchDifferentiates
 
 #: torch.nn's layers, and ours in their place.
 OURS = {getattr(nn, kind): getattr(layers, kind) for kind in layers.__all__ if hasattr(nn, kind)}
@@ -30,7 +31,7 @@ _NORM = re.compile(r"norm(?!al)|BN\d?d?$|\bLRN\b|LRN", re.IGNORECASE)
 _QUANTIZED = re.compile(r"torch\.ao\.(nn|quantization)\.(?!.*(functional_modules|stubs)$)")
 
 
-class TorchModels(TorchFolds, TorchRecalibrates):
+class TorchModels(TorchFolds, TorchRecalibrates, TorchDifferentiates):
     """Models of PyTorch, for :func:`normkit.replace` and what it shares with fold and recalibrate."""
 
     def refuse(self, model: Any, function: str = "replace") -> None:

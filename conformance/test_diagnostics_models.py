@@ -1,0 +1,110 @@
+"""Diagnostics of one network with the same weights: the same numbers in every framework, and nothing is changed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+
+import numpy as np
+import pytest
+
+from normkit import diagnostics
+from normkit.conformance import diagnostic_models as models
+from normkit.conformance.conftest import KERAS
+
+#: float32 against float64 on NumPy, as a share of the largest number of an array: met are 2e-6.
+SAME = 1e-5
+#: The networks of a library.
+MADE = {"numpy": ["numpy"], "strict": ["strict"], "torch": ["torch"], "tensorflow": [], "jax": ["flax"], "cupy": []}
+
+
+def made(library):
+    names = [name for name in MADE[library.name] if name in ("numpy", "strict") or importlib.util.find_spec(name)]
+    if library.name == KERAS and importlib.util.find_spec("keras"):
+        names.append("keras")
+    for name in names:
+        if name in ("numpy", "strict"):
+            yield name, models.numpy("float32", library.xp)
+        else:
+            yield name, getattr(models, name)()
+
+
+def figures(model):
+    """All arrays of all results, by name."""
+    objective, names = model.objective(), model.names
+    params = {names[k]: model.array(k, a) for k, a in models.weights().items()}
+    loss, gradients = objective(params)
+    updated = {name: a - 0.5 * gradients[name] for name, a in params.items()}
+    along = {names[k]: model.array(k, a) for k, a in models.weights(seed=2).items()}
+    weights = {names[k]: gradients[names[k]] for k in ("conv.weight", "dense.weight", "out.weight")}
+    results = {
+        "landscape": diagnostics.landscape(objective, params, [0.05, 0.1, 0.5, 1, 2]),
+        "along": diagnostics.landscape(objective, params, [-0.2, 0.2], along),
+        "shift": diagnostics.covariate_shift(
+            objective, params, [[names[k] for k in layer] for layer in models.LAYERS], updated
+        ),
+        "flow": diagnostics.gradient_flow(weights),
+    }
+    found = {f"{kind}.{name}": a for kind, result in results.items() for name, a in result.arrays().items()}
+    return {"loss": np.asarray(loss), **found}
+
+
+@functools.cache
+def reference():
+    return figures(models.numpy())
+
+
+def test_the_numbers_are_those_of_float64(library):
+    for name, model in made(library):
+        before = model.state()
+        found, expected = figures(model), reference()
+        assert found.keys() == expected.keys()
+        for key, a in expected.items():
+            apart = np.abs(found[key] - a).max() / np.abs(a).max()
+            assert apart <= SAME, f"{name}: {key} is {apart:.1e} off"
+        _unchanged(model, before)
+
+
+def test_parameters_come_in_the_models_order_and_are_copies(library):
+    for _, model in made(library):
+        objective = model.objective()
+        params = objective.params
+        assert list(params) == [model.names[k] for k in models.weights()]
+        for k, a in models.weights().items():
+            assert np.allclose(np.asarray(params[model.names[k]]), np.asarray(model.array(k, a)), rtol=1e-6)
+        assert list(objective(params)[1]) == list(params)
+        before = model.state()
+        with contextlib.suppress(TypeError, ValueError):  # JAX's and TensorFlow's arrays refuse to be written to
+            for a in params.values():
+                a[...] = 0
+        _unchanged(model, before)
+
+
+def test_nothing_is_changed_where_it_fails(library):
+    """The model is called, and then the loss raises."""
+    for _, model in made(library):
+
+        def fails(outputs, y):
+            assert tuple(outputs.shape) == (models.SAMPLES, models.CLASSES)
+            raise ZeroDivisionError("half-way")
+
+        objective, before = model.objective(fails), model.state()
+        with pytest.raises(ZeroDivisionError, match="half-way"):
+            diagnostics.landscape(objective, objective.params, [0.1])
+        _unchanged(model, before)
+
+
+def test_training_or_not(library):
+    """In inference the running statistics are used: the loss of a batch norm that knows only zeros and ones."""
+    for name, model in made(library):
+        losses = [o(o.params)[0] for o in (model.objective(training=mode) for mode in (True, False, None))]
+        assert losses[0] == pytest.approx(float(reference()["loss"]), rel=SAME), name
+        assert abs(losses[1] - losses[0]) > 0.1, name
+        # Of the layers, those of the chain are in training, and the models were made with eval().
+        assert losses[2] == losses[name not in ("numpy", "strict")], name
+
+
+def _unchanged(model, before):
+    for a, b in zip(before, model.state(), strict=True):
+        assert np.array_equal(a, b)
