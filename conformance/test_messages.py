@@ -207,8 +207,8 @@ FUNCTIONS = {
     "another function's gradient": (
         lambda a: nk.vjp(len, a.x),
         TypeError,
-        (r"fn must be one of layer_norm, rms_norm, group_norm, instance_norm, batch_norm, batch_norm_train; "
-         r"received <built-in function len>\."),
+        (r"fn must be one of layer_norm, rms_norm, group_norm, instance_norm, batch_norm, batch_norm_train, "
+         r"[a-z_, ]+; received <built-in function len>\."),
     ),
 }  # fmt: skip
 

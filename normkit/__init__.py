@@ -9,6 +9,7 @@ from .core.normalize import BatchStats
 from .functional import batch_norm, batch_norm_train, group_norm, instance_norm, layer_norm, rms_norm, vjp
 from .layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from .stats import RunningStats
+from .variants import lp_batch_norm_train, lp_layer_norm
 
 if TYPE_CHECKING:
     from ._convert import convert, inspect
@@ -31,6 +32,8 @@ __all__ = [
     "inspect",
     "instance_norm",
     "layer_norm",
+    "lp_batch_norm_train",
+    "lp_layer_norm",
     "recalibrate",
     "replace",
     "restore",

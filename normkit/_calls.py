@@ -60,8 +60,30 @@ def batch_norm(x, mean, var, weight=None, bias=None, *, axis=1, eps=1e-5, mask=N
     return call
 
 
-def batch_norm_train(x, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None, lengths=None) -> Call:
-    return _checked(*_planned(x, batch_train_plan, axis, eps), Operands(x, weight, bias, None, None, mask), lengths)
+def batch_norm_train(
+    x, weight=None, bias=None, *, axis=1, eps=1e-5, virtual_batch_size=None, mask=None, lengths=None
+) -> Call:
+    if virtual_batch_size is None:
+        planned = _planned(x, batch_train_plan, axis, eps)
+    else:
+        planned = _planned(x, ghost_plan, axis, eps, virtual_batch_size)
+    return _checked(*planned, Operands(x, weight, bias, None, None, mask), lengths)
+
+
+def lp_layer_norm(
+    x, weight=None, bias=None, *, p, axis=-1, eps=1e-5, centred=False, consistent=False, mask=None, lengths=None
+) -> Call:
+    planned = _planned(x, lp_layer_plan, axis, eps, check.order(p), bool(centred), bool(consistent))
+    check.counted(planned[1], consistent, mask, lengths)
+    return _checked(*planned, Operands(x, weight, bias, None, None, mask), lengths)
+
+
+def lp_batch_norm_train(
+    x, weight=None, bias=None, *, p, axis=1, eps=1e-5, centred=False, consistent=False, mask=None, lengths=None
+) -> Call:
+    planned = _planned(x, lp_batch_plan, axis, eps, check.order(p), bool(centred), bool(consistent))
+    check.counted(planned[1], consistent, mask, lengths)
+    return _checked(*planned, Operands(x, weight, bias, None, None, mask), lengths)
 
 
 def _checked(backend: Backend, plan: Plan, operands: Operands, lengths: Array | None) -> Call:
@@ -101,6 +123,23 @@ def batch_train_plan(shape: Shape, axis, eps) -> Plan:
     check.reduces(plan)
     check.several_values(plan)
     return plan
+
+
+def ghost_plan(shape: Shape, axis, eps, size) -> Plan:
+    index, size = check.channel_axis(axis, shape), check.positive_int("virtual_batch_size", size)
+    check.reduces(plans.batch_plan(shape, index, eps, given=False))
+    plan = plans.ghost_plan(shape, index, check.epsilon(eps), size)
+    check.divides(plan, size)
+    check.several_values(plan)
+    return plan
+
+
+def lp_layer_plan(shape: Shape, axis, eps, p, centred, consistent) -> Plan:
+    return plans.lp_plan("lp_layer_norm", layer_plan(shape, axis, eps), p, centred, consistent)
+
+
+def lp_batch_plan(shape: Shape, axis, eps, p, centred, consistent) -> Plan:
+    return plans.lp_plan("lp_batch_norm_train", batch_train_plan(shape, axis, eps), p, centred, consistent)
 
 
 @functools.lru_cache(maxsize=4096, typed=True)

@@ -237,6 +237,35 @@ def several_values(plan: Plan) -> None:
         )
 
 
+def divides(plan: Plan, size: int) -> None:
+    """A batch is made of whole virtual batches."""
+    assert plan.split is not None
+    n = plan.shape[plan.split]
+    if n is not None and n % size:
+        raise ValueError(f"virtual_batch_size must divide the batch, {n} samples; received {size}.")
+
+
+def order(p: Any) -> float:
+    """The p of a p-norm that there is."""
+    value = number("p", p)
+    if value not in (1, 2, math.inf):
+        raise ValueError(f"p must be 1, 2 or infinity; received {p}.")
+    return value
+
+
+def counted(plan: Plan, consistent: Any, mask: Any, lengths: Any) -> None:
+    """What the largest of n Gaussian values is like depends on n, which is one known number."""
+    assert plan.power is not None
+    if not consistent or plan.power.p != math.inf:
+        return
+    if mask is not None or lengths is not None:
+        raise ValueError("consistent=True with p=inf needs as many elements in each set; received a mask or lengths.")
+    if plan.count is None:
+        raise ValueError(
+            f"consistent=True with p=inf needs a known number of elements; received x of shape {tuple(plan.shape)}."
+        )
+
+
 def variance(backend: Backend, name: str, var: Any) -> None:
     """No negative value, where looking costs nothing; elsewhere a negative variance shows as NaN in y."""
     least = backend.least(var)

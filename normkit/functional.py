@@ -324,6 +324,7 @@ def batch_norm_train(
     *,
     axis: int = 1,
     eps: float = 1e-5,
+    virtual_batch_size: int | None = None,
     mask: Array | None = None,
     lengths: Array | None = None,
 ) -> tuple[Array, BatchStats]:
@@ -338,6 +339,8 @@ def batch_norm_train(
     weight, bias : array of shape (channels,), or None
     axis : the channel axis; negative values count from the end
     eps : a number >= 0, added to the variance
+    virtual_batch_size : of ghost batch norm: so many samples after each other (along axis 0; with ``axis=0`` along axis
+        1) are normalized as a batch of their own. None: all of them
     mask : boolean array that broadcasts to x, or None. Statistics are taken over the elements where it is true; where
         it is false, x may be anything, and y and the gradient of x are zero
     lengths : int32 or int64 array of shape (samples,), or None. In place of a mask: how many positions of each sample
@@ -355,11 +358,16 @@ def batch_norm_train(
         x is no floating-point array, or another array is of another library.
     ValueError
         There is one value per channel, the axis is out of range or empty, a parameter has another shape or device, or
-        eps is negative or NaN; mask or lengths do not fit x.
+        eps is negative or NaN; virtual_batch_size does not divide the batch; mask or lengths do not fit x.
 
     Notes
     -----
     An empty batch gives an empty y and a count of 0.
+
+    The statistics of virtual batches are returned merged: mean, variance and count of the whole batch, so that running
+    statistics estimate the population's, however the batch is divided. Keras 2 averages the virtual batches' means and
+    variances with equal weight, which leaves out the variance between them; Hoffer et al. let each of them update the
+    running statistics after the other.
 
     ======  =====================  ============================  =====================  ====================
     here    torch.nn.BatchNorm2d   keras BatchNormalization      flax.nnx.BatchNorm     ONNX
@@ -371,9 +379,14 @@ def batch_norm_train(
     mask    no                     mask                          mask                   no
     ======  =====================  ============================  =====================  ====================
 
-    Source: Ioffe, Szegedy, "Batch Normalization", arXiv:1502.03167.
+    ``virtual_batch_size`` has this name in Keras 2, and is the batch over ``num_splits`` of timm's SplitBatchNorm2d.
+
+    Source: Ioffe, Szegedy, "Batch Normalization", arXiv:1502.03167; ghost batch norm: Hoffer, Hubara, Soudry, "Train
+    longer, generalize better", arXiv:1705.08741.
     """
-    backend, plan, operands = _calls.batch_norm_train(x, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths)
+    backend, plan, operands = _calls.batch_norm_train(
+        x, weight, bias, axis=axis, eps=eps, virtual_batch_size=virtual_batch_size, mask=mask, lengths=lengths
+    )
     y, stats = backend.apply(plan, operands)
     assert stats is not None
     return y, stats
@@ -386,7 +399,7 @@ def vjp(fn: Callable, *args: Any, **kwargs: Any) -> tuple[Any, Callable[[Array],
 
     Parameters
     ----------
-    fn : ``layer_norm``, ``rms_norm``, ``group_norm``, ``instance_norm``, ``batch_norm`` or ``batch_norm_train``
+    fn : one of normkit's functions of x: ``layer_norm``, ``batch_norm_train``, ``lp_layer_norm`` and so on
     *args, **kwargs : its arguments
 
     Returns
@@ -402,9 +415,9 @@ def vjp(fn: Callable, *args: Any, **kwargs: Any) -> tuple[Any, Callable[[Array],
     ValueError
         dy has another shape than y.
     """
-    binder = _BINDERS.get(fn)
+    binder = BINDERS.get(fn)
     if binder is None:
-        raise TypeError(f"fn must be one of {', '.join(f.__name__ for f in _BINDERS)}; received {fn!r}.")
+        raise TypeError(f"fn must be one of {', '.join(f.__name__ for f in BINDERS)}; received {fn!r}.")
     backend, plan, operands = binder(*args, **kwargs)
     y, stats, gradients = backend.vjp(plan, operands)
     order = ("x", "mean", "var", "weight", "bias")
@@ -423,7 +436,8 @@ def _run(call: Call) -> Array:
     return backend.apply(plan, operands)[0]
 
 
-_BINDERS: dict[Callable, Callable[..., Call]] = {
+#: What :func:`vjp` takes; the variants add theirs.
+BINDERS: dict[Callable, Callable[..., Call]] = {
     layer_norm: _calls.layer_norm,
     rms_norm: _calls.rms_norm,
     group_norm: _calls.group_norm,

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from normkit.backends.kernels.libraries import library_of
-from normkit.backends.kernels.routes import KINDS, Reordered, Route, reordered, route
+from normkit.backends.kernels.routes import KINDS, Reordered, Route, reordered, route, unwritten
 from normkit.core.moments import Moments
 from normkit.core.normalize import BatchStats, Gradients, Operands
 from normkit.core.plan import Plan
@@ -78,7 +78,7 @@ def refusal(plan: Plan, operands: Operands) -> str | None:
     if layout is None:
         return "x is not of native floating-point numbers in host memory."
     if route(plan, layout == "last") is None and reordered(plan) is None:
-        return f"there is none for axes {plan.axes} of shape {tuple(plan.view)}, {layout}."
+        return unwritten(plan) or f"there is none for axes {plan.axes} of shape {tuple(plan.view)}, {layout}."
     for operand in (weight, bias, mean, var):
         if operand is not None and library.layout(operand) is None:
             return "a parameter is not of native floating-point numbers in host memory."

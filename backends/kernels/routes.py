@@ -33,6 +33,17 @@ class Reordered(NamedTuple):
     route: Route
 
 
+def unwritten(plan: Plan) -> str | None:
+    """What of a plan no kernel is written for; ``None`` where there is nothing of the kind."""
+    if plan.virtual:
+        return "the batch is normalized as several."
+    if plan.power is not None:
+        return "x is divided by a p-norm."
+    if plan.cast != "output":
+        return "what is normalized is rounded before the weight."
+    return None
+
+
 def route(plan: Plan, channels_last: bool) -> Route | None:
     """The route for x where it is, in row-major order or with axis 1 last in memory; ``None`` where there is none."""
     return _remembered(plan, "last" if channels_last else "first", _route)
@@ -47,7 +58,7 @@ def _remembered(plan: Plan, what: str, find: Callable[[Plan, str], Any]) -> Any:
     try:
         return plan.memo[what]
     except KeyError:
-        known = all(type(n) is int and n > 0 for n in plan.shape)
+        known = all(type(n) is int and n > 0 for n in plan.shape) and unwritten(plan) is None
         found = plan.memo[what] = find(plan, what) if known else None
         return found
 

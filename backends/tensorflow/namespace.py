@@ -18,6 +18,7 @@ maximum = tf.maximum
 minimum = tf.minimum
 ones_like = tf.ones_like
 permute_dims = tf.transpose
+sign = tf.sign
 sqrt = tf.sqrt
 tanh = tf.tanh
 where = tf.where
@@ -45,11 +46,11 @@ def sum(x, *, axis=None, dtype=None, keepdims=False):
 
 
 def lengths(x, shape):
-    """The axis lengths of a view of x. Lengths that the graph does not know are those of x, in their order."""
+    """The axis lengths of a view of x. Those that the graph does not know are x's, in their order; -1 stays."""
     if None not in shape:
         return shape
     given = tf.shape(x)
-    unknown = iter([given[a] for a, n in enumerate(x.shape) if n is None])
+    unknown = iter([given[a] for a, n in enumerate(x.shape) if n is None and not (a < len(shape) and shape[a] == -1)])
     return [next(unknown) if n is None else n for n in shape]
 
 

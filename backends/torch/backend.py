@@ -54,7 +54,7 @@ class TorchBackend(ArrayBackend):
         x = operands.x
         if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and _autocast(plan, "cuda"):
             operands = operands._replace(x=x.float())
-        if torch.compiler.is_compiling() and ops.serves(operands):
+        if torch.compiler.is_compiling() and ops.serves(plan, operands):
             return ops.apply(plan, operands)
         recorded, traced = _recorded(operands), _traced(x)
         if recorded and not traced and kernels.accelerates(plan, operands):

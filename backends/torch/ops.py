@@ -10,6 +10,7 @@ import torch
 from torch.autograd import forward_ad
 
 from normkit.backends import kernels
+from normkit.backends.kernels.routes import unwritten
 from normkit.core import plan as plans
 from normkit.core.moments import Habits
 from normkit.core.normalize import BatchStats, Gradients, Operands, forward, vjp
@@ -31,13 +32,14 @@ _library.define(f"forward(Tensor x, {_PARAMETERS}, {_CALL}) -> (Tensor y, Tensor
 _library.define(f"backward(Tensor x, {_PARAMETERS}, Tensor stats, Tensor dy, {_CALL}, bool[] needs) -> Tensor[]")
 
 
-def serves(operands: Operands) -> bool:
+def serves(plan: Plan, operands: Operands) -> bool:
     """Whether a call that is being compiled becomes one operator; exported programs are to run without normkit."""
     x = operands.x
     return (
         kernels.mode != "0"
         and kernels.built
         and operands.mask is None
+        and unwritten(plan) is None
         and x.is_cpu
         and x.numel() >= (SMALLEST if operands.mean is None else SMALLEST_GIVEN)
         and not torch.compiler.is_exporting()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from . import powers
 from .plan import Plan
 
 Array = Any
@@ -166,18 +167,29 @@ def moments(
         residue = average(shifted)
         d = masked(xp, mask, shifted - residue)
 
+    values = x if plan.power is not None and not plan.power.centred else d
+
+    def square_of(values):
+        if plan.power is None:
+            return average(values * values)
+        return powers.square(xp, plan, values, lambda a: total(xp, a, plan.axes, habits), divisor)
+
+    def padded(square, eps):
+        if plan.power is not None and plan.power.floor:
+            return xp.maximum(square, xp.zeros_like(square) + eps)
+        return square + eps
+
     def plain():
-        square = average(d * d)
+        square = square_of(values)
         right = square <= limits.largest
         if limits.needs_up(plan.eps):
             right = right & (square >= limits.smallest)
-        return xp.all(right), (xp.sqrt(square), 1 / _root(xp, square + plan.eps, plan.eps), square)
+        return xp.all(right), (xp.sqrt(square), 1 / _root(xp, padded(square, plan.eps), plan.eps), square)
 
     def rescued():
-        scale, inverse, eps = _scale(xp, xp.max(xp.abs(d), axis=plan.axes, keepdims=True), limits, plan.eps)
-        scaled = d * scale
-        square = average(scaled * scaled)
-        root = _root(xp, square + eps, plan.eps)
+        scale, inverse, eps = _scale(xp, xp.max(xp.abs(values), axis=plan.axes, keepdims=True), limits, plan.eps)
+        square = square_of(values * scale)
+        root = _root(xp, padded(square, eps), plan.eps)
         down = xp.minimum(scale, xp.ones_like(scale))
         # Not divided twice by scale: XLA would divide by its square, which is zero.
         var = xp.minimum(square, limits.most * down * down) * inverse * inverse
@@ -197,6 +209,27 @@ def moments(
 def is_number(count: Array | int) -> bool:
     """Whether a count is a number, perhaps a symbolic one, and not an array."""
     return isinstance(count, int) or not hasattr(count, "dtype")
+
+
+def merged(xp, parts: Moments, axis: int, number: Any) -> tuple[Array, Array, Array | int]:
+    """Mean, variance and count of the sets along an axis together: ``number`` of them, -1 where that is not known."""
+    assert parts.mean is not None
+    limits = _FLOAT64 if parts.var.dtype == xp.float64 else _FLOAT32
+
+    def summed(values):
+        return xp.sum(values, axis=axis, keepdims=True)
+
+    sizes = xp.ones_like(parts.var) * parts.count
+    count = summed(sizes)
+    share = sizes / at_least_one(xp, count)
+    # From near the mean, where differences keep their digits.
+    origin = summed(parts.mean * share)
+    off = parts.mean - origin + parts.residue
+    shift = summed(off * share)
+    off = xp.minimum(xp.abs(off - shift), xp.full_like(off, limits.most**0.5))
+    var = xp.minimum(summed((parts.var + off * off) * share), xp.full_like(shift, limits.most))
+    known = is_number(parts.count) and number != -1
+    return origin + shift, var, parts.count * number if known else count
 
 
 def at_least_one(xp, count: Array | int) -> Array | int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .moments import Habits, Moments, accumulation_dtype, at_least_one, is_number, masked, moments, total
+from . import powers
+from .moments import Habits, Moments, accumulation_dtype, at_least_one, is_number, masked, merged, moments, total
 from .plan import Plan
 
 Array = Any
@@ -74,7 +75,7 @@ def forward(
             d, factor, used = moments(xp, plan, seen, mask, habits, count)
             if mask is not hidden:
                 d, factor = _centred(x, used), used.rstd
-    y = d * factor
+    y = _rounded(xp, plan, d * factor, operands.x)
     if operands.weight is not None:
         y = y * _weight_view(xp, plan, operands.weight, dtype)
     if operands.bias is not None:
@@ -117,7 +118,7 @@ def vjp(
 
     dx = dweight = dbias = dmean = dvar = None
     if operands.weight is not None and needs.weight:
-        dweight = like(summed(dy * xhat, plan.param_axes), operands.weight)
+        dweight = like(summed(dy * _rounded(xp, plan, xhat, operands.x), plan.param_axes), operands.weight)
     if operands.bias is not None and needs.bias:
         dbias = like(summed(dy, plan.param_axes), operands.bias)
 
@@ -131,7 +132,14 @@ def vjp(
             dvar = like(summed(g * xhat, plan.axes) * used.rstd * used.rstd * -0.5, operands.var)
     elif needs.x:
         divisor = at_least_one(xp, used.count)
-        dx = g - masked(xp, seen, xhat * (summed(g * xhat, plan.axes) / divisor))
+        along = summed(g * xhat, plan.axes)
+        if plan.power is None:
+            turned = xhat * (along / divisor)
+        else:
+            values = _centred(x, used) if plan.power.centred else x
+            slope = powers.slope(xp, plan, masked(xp, mask, values), used.rstd, lambda a: summed(a, plan.axes), divisor)
+            turned = slope * along
+        dx = g - masked(xp, seen, turned)
         if plan.center:
             dx = dx - masked(xp, seen, summed(g, plan.axes) / divisor)
         dx = masked(xp, hidden, dx * used.rstd)
@@ -145,11 +153,12 @@ def returned_stats(xp, plan: Plan, operands: Operands, used: Moments) -> BatchSt
     if not plan.stats_shape or operands.mean is not None:
         return None
     assert used.mean is not None
-    mean = xp.reshape(used.mean + used.residue, plan.stats_shape)
-    count: Any = used.count
+    mean, var, count = used.mean + used.residue, used.var, used.count
+    if plan.virtual:
+        mean, var, count = merged(xp, used, plan.split, plan.view[plan.split])
     if not is_number(count) and count.ndim > 0:
         count = xp.reshape(count, plan.stats_shape)
-    return BatchStats(mean, xp.reshape(used.var, plan.stats_shape), count)
+    return BatchStats(xp.reshape(mean, plan.stats_shape), xp.reshape(var, plan.stats_shape), count)
 
 
 def _viewed(xp, plan: Plan, x: Array, dtype=None) -> Array:
@@ -171,15 +180,22 @@ def _unviewed(xp, plan: Plan, y: Array, x: Array) -> Array:
 
 def _mask_view(xp, plan: Plan, mask: Array | None) -> Array | None:
     """A mask that broadcasts to the view as it broadcast to x."""
-    if mask is None or plan.view == plan.shape:
+    axis = plan.split
+    if mask is None or axis is None:
         return mask
-    (axis,) = plan.features
     shape = list(mask.shape)
     at = axis - len(plan.shape) + len(shape)
     if at < 0:
         return mask
     shape[at : at + 1] = (1, 1) if shape[at] == 1 else plan.view[axis : axis + 2]
     return xp.reshape(mask, tuple(shape))
+
+
+def _rounded(xp, plan: Plan, values: Array, x: Array) -> Array:
+    """The values, as x's dtype has them where the plan casts before the weight."""
+    if plan.cast == "output" or values.dtype == x.dtype:
+        return values
+    return xp.astype(xp.astype(values, x.dtype), values.dtype)
 
 
 def _param_view(xp, plan: Plan, param: Array, dtype) -> Array:

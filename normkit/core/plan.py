@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
 
 #: The length of one axis; ``None`` where a graph is traced and the length is not known yet.
 Size = int | None
 Shape = tuple[Size, ...]
+
+
+#: Layers whose parameters are along the axes that are reduced.
+OVER_AXES = frozenset({"layer_norm", "rms_norm", "lp_layer_norm", "normalize"})
+
+
+class Power(NamedTuple):
+    """A p-norm, ``factor * mean(|x|**p)**(1/p)``: ``sqrt(norm**2 + eps)`` is what is divided by."""
+
+    #: 1, 2 or infinity (the maximum).
+    p: float
+    #: The norm of x - mean, or of x itself.
+    centred: bool = False
+    #: A sum in the place of the mean.
+    total: bool = False
+    #: The larger of norm and ``sqrt(eps)`` is divided by.
+    floor: bool = False
+    factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +51,12 @@ class Plan:
     stats_shape: Shape = ()
     #: A mask says what statistics are taken over, and nothing else: y is not zero where it is false.
     everywhere: bool = False
+    #: The axis of ``x`` that is two of the view: groups and channels of each, or virtual batches and samples of each.
+    split: int | None = None
+    #: A p-norm in the place of the root of variance or mean square.
+    power: Power | None = None
+    #: For narrow x: what is rounded to its dtype is the "output" alone, or the "input" of the weight too.
+    cast: str = "output"
 
     #: How many elements are reduced into one statistic; ``None`` where an axis length is unknown.
     count: Size = field(init=False)
@@ -60,9 +84,15 @@ class Plan:
     @property
     def features(self) -> tuple[int, ...]:
         """The axes of ``x`` that have parameters: layer and RMS norm's reduced axes, the others' channel axis."""
-        if self.layer in ("layer_norm", "rms_norm"):
+        if self.layer in OVER_AXES:
             return self.axes
-        return (max(a for a in range(len(self.view)) if a not in self.axes),)
+        (*_, axis) = (a for a in range(len(self.view)) if a not in self.axes and not (self.virtual and a == self.split))
+        return (axis - (self.split is not None and axis > self.split),)
+
+    @property
+    def virtual(self) -> bool:
+        """Whether a batch is normalized as several, each by itself."""
+        return self.split is not None and bool(self.stats_shape)
 
     @property
     def positions(self) -> int | None:
@@ -89,6 +119,25 @@ def batch_plan(shape: Shape, axis: int, eps: float, *, given: bool) -> Plan:
         param_view=_only(view, (axis,)),
         eps=eps,
         stats_shape=channels,
+    )
+
+
+def ghost_plan(shape: Shape, axis: int, eps: float, size: int) -> Plan:
+    """As :func:`batch_plan`, with one statistic per channel and virtual batch: ``size`` neighbours each."""
+    batch = 1 if axis == 0 else 0
+    n = shape[batch]
+    view = (*shape[:batch], -1 if n is None else n // size, size, *shape[batch + 1 :])
+    channel = axis + (axis > batch)
+    return Plan(
+        layer="batch_norm_train",
+        shape=shape,
+        view=view,
+        axes=_others(view, (batch, channel)),
+        param_shape=(shape[axis],),
+        param_view=_only(view, (channel,)),
+        eps=eps,
+        stats_shape=(shape[axis],),
+        split=batch,
     )
 
 
@@ -120,6 +169,20 @@ def rms_plan(shape: Shape, axes: tuple[int, ...], eps: float, weight_offset: flo
     )
 
 
+def lp_plan(layer: str, plan: Plan, p: float, centred: bool, consistent: bool) -> Plan:
+    """A plan with the mean p-norm of x, or of x - mean, in the place of the standard deviation.
+
+    ``consistent`` multiplies the norm so that of Gaussian x it is about the standard deviation.
+    """
+    factor = 1.0
+    if consistent and p == 1:
+        factor = math.sqrt(math.pi / 2)
+    elif consistent and p == math.inf:
+        spread = math.sqrt(2 * math.log(max(plan.count or 2, 2)))
+        factor = (1 + math.sqrt(math.pi * math.log(4))) / (2 * spread)
+    return replace(plan, layer=layer, power=Power(p, centred, factor=factor))
+
+
 def group_plan(shape: Shape, num_groups: int, axis: int, eps: float) -> Plan:
     """One statistic per sample (axis 0) and group of neighbouring channels; parameters are per channel."""
     channels = shape[axis]
@@ -133,6 +196,7 @@ def group_plan(shape: Shape, num_groups: int, axis: int, eps: float) -> Plan:
         param_shape=(channels,),
         param_view=_only(view, (axis, axis + 1)),
         eps=eps,
+        split=axis,
     )
 
 
