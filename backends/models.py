@@ -14,15 +14,19 @@ from normkit.backends import Entry
 from normkit.core.population import Population
 
 
-@runtime_checkable
-class Models(Protocol):
-    """One framework's models. A layer is replaced by giving it another class, so that all it holds stays its own."""
+class Layers(Protocol):
+    """One framework's models, and where their layers are."""
 
     def refuse(self, model: Any, function: str = "replace") -> None:
         """Raise if no layer of the model can be changed: it is compiled, exported, quantized."""
 
     def layers(self, model: Any) -> Iterator[tuple[str, Any]]:
         """Every layer of the model with its name, the model's own being ``""``; a shared one once for each name."""
+
+
+@runtime_checkable
+class Models(Layers, Protocol):
+    """What :func:`normkit.replace` needs: a layer gets another class, so that all it holds stays its own."""
 
     def verdict(self, layer: Any) -> type | str | None:
         """The class that a norm layer takes (made by :func:`stand_in`), why it takes none, or ``None`` for the rest."""
@@ -68,17 +72,26 @@ class Folds(Models, Protocol):
         """Write the weight and bias, and take the norm out of the model; what is returned undoes it."""
 
 
+class Recorded(NamedTuple):
+    """The running statistics of a batch norm, in float64, and how it uses them."""
+
+    mean: Any
+    var: Any
+    eps: float
+    #: The largest number of the dtype that they are stored in.
+    largest: float
+    #: Whether stored variances are n / (n - 1) times those of the values.
+    unbiased: bool = False
+
+
 @runtime_checkable
-class Recalibrates(Models, Protocol):
+class Recalibrates(Layers, Protocol):
     """A framework whose running statistics :func:`normkit.recalibrate` measures. Arrays are NumPy's, in float64."""
 
-    #: Whether stored variances are n / (n - 1) times those of the values.
-    unbiased: bool
+    def recorded(self, layer: Any) -> Recorded | str | None:
+        """The running statistics of a batch norm; why it has none; ``None`` for what is no batch norm.
 
-    def recorded(self, layer: Any) -> tuple[Any, Any, float, float] | str | None:
-        """Running mean and variance of a batch norm, eps, and the largest number of their dtype.
-
-        A text says why a batch norm has none; what is no batch norm gets ``None``.
+        Asked before the model is called, and after: some layers tell their eps, or that they are none, when called.
         """
 
     def record(self, layer: Any, mean: Any, var: Any, batches: int) -> None:
@@ -112,6 +125,17 @@ class Differentiates(Models, Protocol):
         """The function from parameters to ``loss(call(model))`` and its gradients, which leaves the model as it is."""
 
 
+@runtime_checkable
+class Functional(Recalibrates, Protocol):
+    """A framework whose models are functions."""
+
+    def opened(self, model: Any) -> Any:
+        """What a model comes as, in one: called without its state, and written to; what it was made of is not."""
+
+    def state(self, model: Any) -> Any:
+        """The state of what was opened, as the framework has it."""
+
+
 #: By the model's type, which is looked up in modules that are imported already. Keras's layers may be torch modules.
 MODELS = (
     Entry("keras", "keras", ("Layer",), "normkit.backends.keras.models:KerasModels"),
@@ -119,17 +143,34 @@ MODELS = (
     Entry("torch", "torch", ("nn.Module", "export.ExportedProgram"), "normkit.backends.torch.models:TorchModels"),
 )
 
+#: Models of which normkit only knows the running statistics.
+MEASURED = (Entry("tf_keras", "tf_keras", ("layers.Layer",), "normkit.backends.tf_keras.models:TfKerasModels"),)
+
+#: The first of what stands for a model that is a function: it holds no state, and comes with it.
+FUNCTIONS = (
+    Entry("linen", "flax", ("linen.Module",), "normkit.backends.flax.linen:LinenModels"),
+    Entry("haiku", "haiku", ("TransformedWithState",), "normkit.backends.haiku.models:HaikuModels"),
+    Entry("equinox", "equinox", ("Module",), "normkit.backends.equinox.models:EquinoxModels"),
+)
+
 
 def models_of(model: Any) -> Models | None:
     """What serves models of this type, if anything does."""
-    for entry in MODELS:
-        if entry.matches(type(model)):
-            return _load(entry.backend)
-    return None
+    return _of(model, MODELS)
+
+
+def measured_of(model: Any) -> Layers | None:
+    """What measures the running statistics of models of this type, if anything does."""
+    first = model[0] if type(model) is tuple and model else None
+    return _of(model, (*MODELS, *MEASURED)) or _of(first, FUNCTIONS)
+
+
+def _of(model: Any, entries: tuple[Entry, ...]) -> Any:
+    return next((_load(entry.backend) for entry in entries if entry.matches(type(model))), None)
 
 
 @functools.cache
-def _load(where: str) -> Models:
+def _load(where: str) -> Any:
     module, _, name = where.partition(":")
     return getattr(importlib.import_module(module), name)()
 

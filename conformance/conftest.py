@@ -31,6 +31,8 @@ ONLY = {
     "test_kernels_tensorflow.py": "tensorflow",
     "test_kernels_torch.py": "torch",
     "test_kernels_xla.py": "jax",
+    "test_recalibrate_functions.py": "jax tensorflow torch",
+    "test_recalibrate_tf_keras.py": "jax tensorflow torch",
     "test_replace.py": "torch",
     "test_torch_fold.py": "torch",
     "test_torch_layers.py": "torch",

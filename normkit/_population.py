@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ._batches import Batches, Call, bar, call_with
 from ._dispatch import describe
-from ._report import NormLayer, counted, framework_of, grouped, kind_of, named
-from .backends.models import Recalibrates, original_of
+from ._report import NormLayer, counted, grouped, kind_of, named
+from .backends.models import Functional, Recalibrates, Recorded, measured_of, original_of
 from .core.population import Population
 
 
@@ -46,6 +46,8 @@ class Gaps:
     layers: tuple[Gap, ...]
     #: The batch norms without, each with the reason.
     left: tuple[NormLayer, ...] = ()
+    #: The new state of a model that holds none: linen's variables, haiku's state, equinox's ``State``.
+    state: Any = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         done = "recalibrated" if self.closed else "measured"
@@ -87,10 +89,14 @@ def recalibrate(
 
     Parameters
     ----------
-    model : a torch.nn.Module, a keras.Layer or a flax.nnx.Module, in any mode, which stays
+    model : a torch.nn.Module, a keras.Layer, a layer of tf_keras or a flax.nnx.Module, in any mode, which stays; or
+        what a model that holds no state comes as: ``(module, variables)`` of linen, ``(transformed, params, state)`` of
+        haiku, ``(model, state)`` of equinox
     batches : what the model is called with, one after the other: a mapping is passed by name, of a tuple or list the
         first element, which labels follow
-    call : ``call(model, batch)``, for a model that is called in another way
+    call : ``call(model, batch)``, for a model that is called in another way. One that holds no state is called here
+        without it, as in ``lambda model, batch: model(batch["image"], train=False)``, and one of equinox with all
+        samples at once: arrays are mapped over their first axis
     sequential : let each batch norm see what it will see in inference, when those before it normalize by the
         population's statistics: the same as all data in one batch. It goes over the batches once for each batch norm.
     progress : whether to show a progress bar (rich's) on standard error; None: on a terminal, if rich is installed
@@ -98,7 +104,8 @@ def recalibrate(
     Returns
     -------
     Gaps
-        How far the statistics were off, layer by layer.
+        How far the statistics were off, layer by layer. ``state`` is the new state of a model that holds none, of which
+        nothing was changed: variables, haiku's or equinox's state.
 
     Raises
     ------
@@ -131,14 +138,23 @@ def _close(
     function: str, model: Any, batches: Any, call: Call | None, sequential: bool, progress: bool | None, write: bool
 ) -> Gaps:
     """Measure, and write what was measured if that is asked."""
-    framework = framework_of(function, model)
+    framework: Any = measured_of(model)
     if not isinstance(framework, Recalibrates):
-        raise TypeError(f"{function} does not know the running statistics of {describe(model)}.")
+        raise TypeError(
+            f"{function} takes a torch.nn.Module, a keras.Layer, a layer of tf_keras or a flax.nnx.Module, or a model "
+            f"with its state: (linen module, variables), (haiku transform, params, state), (equinox model, state); "
+            f"received {describe(model)}."
+        )
+    title, functional = type(model).__name__, framework if isinstance(framework, Functional) else None
+    if functional:
+        model = functional.opened(model)
+        title = model.name
     framework.refuse(model, function)
     found = [(layer, names, framework.recorded(layer)) for layer, names in named(framework, model)]
     norms = [(layer, names, recorded) for layer, names, recorded in found if recorded is not None]
     if not norms:
-        raise ValueError(f"{function} found no batch norm in {type(model).__name__}, which has {len(found)} layers.")
+        has = "no running statistics" if functional else f"{len(found)} layers"
+        raise ValueError(f"{function} found no batch norm in {title}, which has {has}.")
     wanted = {id(layer): layer for layer, _, recorded in norms if not isinstance(recorded, str)}
     names = {id(layer): names[0] for layer, names, _ in norms}
     source = Batches(function, batches, "sequential=True" if sequential else "")
@@ -149,28 +165,36 @@ def _close(
         if sequential:
             populations = _one_by_one(seen, source, start, model, call or call_with)
     gaps, left, measured = [], [], []
-    for layer, all_names, recorded in norms:
-        kind = kind_of(original_of(layer) or type(layer))
+    for layer, all_names, _ in norms:
+        recorded = framework.recorded(layer)
+        kind = kind_of(layer.kind if functional else original_of(layer) or type(layer))
         population = populations.get(id(layer))
-        if isinstance(recorded, str) or population is None or not population.count:
+        if not isinstance(recorded, Recorded) or population is None or not population.count:
             reason = recorded if isinstance(recorded, str) else "no batch reached it"
             left.append(NormLayer(all_names[0], kind, reason, all_names[1:]))
             continue
-        mean, var, eps, largest = recorded
-        found = population.var(framework.unbiased)
-        most = max(float(np.abs(population.mean).max(initial=0)), float(found.max(initial=0)))
-        if write and most > largest:
+        gap = _gap(all_names[0], kind, recorded, population)
+        var = population.var(recorded.unbiased)
+        most = max(float(np.abs(population.mean).max(initial=0)), float(var.max(initial=0)))
+        if write and most > recorded.largest:
             raise ValueError(
                 f"{function} cannot write {most:.3g} to the running statistics of {all_names[0] or 'the model'}, whose "
-                f"dtype ends at {largest:.3g}: keep them in float32."
+                f"dtype ends at {recorded.largest:.3g}: keep them in float32."
             )
-        ratios, apart = (var + eps) / (found + eps), np.abs(mean - population.mean) / np.sqrt(found + eps)
-        extremes = float(ratios.min()), float(ratios.max())
-        gaps.append(Gap(all_names[0], kind, population.count, float(apart.max()), extremes))
-        measured.append((layer, population.mean, found))
+        gaps.append(gap)
+        measured.append((layer, population.mean, var))
     for layer, mean, var in measured if write else ():
         framework.record(layer, mean, var, count)
-    return Gaps(type(model).__name__, write, count, tuple(gaps), tuple(left))
+    state = functional.state(model) if functional and write else None
+    return Gaps(title, write, count, tuple(gaps), tuple(left), state)
+
+
+def _gap(name: str, kind: str, recorded: Recorded, population: Population) -> Gap:
+    """How far the running statistics of a layer are from its population's."""
+    var = population.var(recorded.unbiased)
+    ratios = (recorded.var + recorded.eps) / (var + recorded.eps)
+    apart = np.abs(recorded.mean - population.mean) / np.sqrt(var + recorded.eps)
+    return Gap(name, kind, population.count, float(apart.max()), (float(ratios.min()), float(ratios.max())))
 
 
 class _Pass:

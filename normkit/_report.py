@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ._dispatch import describe
-from .backends.models import Models, models_of
+from .backends.models import Layers, Models, models_of
 
 
 class NormLayer(NamedTuple):
@@ -54,7 +54,7 @@ def framework_of(function: str, model: Any) -> Models:
     return found
 
 
-def named(models: Models, model: Any) -> list[tuple[Any, tuple[str, ...]]]:
+def named(models: Layers, model: Any) -> list[tuple[Any, tuple[str, ...]]]:
     """Each layer once, with all its names."""
     found: dict[int, tuple[Any, list[str]]] = {}
     for name, layer in models.layers(model):
@@ -63,7 +63,14 @@ def named(models: Models, model: Any) -> list[tuple[Any, tuple[str, ...]]]:
 
 
 #: Where a framework's own layers are, and where they are found.
-_KNOWN_AS = {"torch.nn.modules.": "torch.nn", "keras.src.layers.": "keras.layers", "flax.nnx.": "flax.nnx"}
+_KNOWN_AS = {
+    "torch.nn.modules.": "torch.nn",
+    "keras.src.layers.": "keras.layers",
+    "tf_keras.src.layers.": "tf_keras.layers",
+    "flax.nnx.": "flax.nnx",
+    "flax.linen.": "flax.linen",
+    "equinox.nn.": "equinox.nn",
+}
 
 
 def kind_of(cls: type) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from normkit.backends.flax import layers
-from normkit.backends.models import COMPILED, through
+from normkit.backends.models import COMPILED, Recorded, through
 from normkit.core.population import Population, of_channels
 
 #: The attributes by which a module is in its inference mode.
@@ -35,10 +35,7 @@ def population(layer: nnx.BatchNorm, x: Any, mask: Any) -> Population:
 class FlaxRecalibrates:
     """The running statistics of flax.nnx, for :func:`normkit.recalibrate`."""
 
-    #: Whether stored variances are n / (n - 1) times those of the values.
-    unbiased = False
-
-    def recorded(self, layer: Any) -> tuple[Any, Any, float, float] | str | None:
+    def recorded(self, layer: Any) -> Recorded | str | None:
         """Running statistics, epsilon, and what the arrays can hold."""
         if not isinstance(layer, nnx.BatchNorm):
             return None
@@ -46,7 +43,7 @@ class FlaxRecalibrates:
         if not ours and type(layer).__call__ is not nnx.BatchNorm.__call__:
             return "it is a subclass with a __call__ of its own"
         mean, var = layer.mean[...], layer.var[...]
-        return numbers(mean), numbers(var), layer.epsilon, float(jnp.finfo(var.dtype).max)
+        return Recorded(numbers(mean), numbers(var), layer.epsilon, float(jnp.finfo(var.dtype).max))
 
     def record(self, layer: Any, mean: Any, var: Any, batches: int) -> None:
         """In the variables that the module has."""

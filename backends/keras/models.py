@@ -10,6 +10,7 @@ import keras
 from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 
 from normkit.backends.keras import layers
+from normkit.backends.keras.averages import walk
 from normkit.backends.keras.batch_norms import KerasRecalibrates
 from normkit.backends.keras.folding import KerasFolds
 from normkit.backends.keras.objective import KerasDifferentiates
@@ -55,7 +56,7 @@ class KerasModels(KerasFolds, KerasRecalibrates, KerasDifferentiates):
 
     def layers(self, model: keras.Layer) -> Iterator[tuple[str, keras.Layer]]:
         """All layers, named by those they are in."""
-        return _walk(model, "", ())
+        return walk(model)
 
     def verdict(self, layer: keras.Layer) -> type | str | None:
         """By the class, and by the options that it was made with."""
@@ -93,14 +94,6 @@ class KerasModels(KerasFolds, KerasRecalibrates, KerasDifferentiates):
 
                     # JAX knows a method by its object, which is still the same.
                     jax.jit(getattr(layer, f"{name}_step")).clear_cache()
-
-
-def _walk(layer: Any, name: str, above: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
-    yield name, layer
-    above = (*above, id(layer))
-    for child in layer._flatten_layers(include_self=False, recursive=False):
-        if id(child) not in above:
-            yield from _walk(child, f"{name}/{child.name}" if name else child.name, above)
 
 
 def _unknown(layer: Any) -> str | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.utils import parametrize
 
-from normkit.backends.models import original_of
+from normkit.backends.models import Recorded, original_of
 from normkit.backends.torch import known, layers
 from normkit.core.population import Population
 
@@ -49,10 +49,7 @@ def numbers(a: Tensor | None) -> Any:
 class TorchRecalibrates:
     """PyTorch's running statistics, for :func:`normkit.recalibrate`."""
 
-    #: Whether stored variances are n / (n - 1) times those of the values.
-    unbiased = True
-
-    def recorded(self, layer: Any) -> tuple[Any, Any, float, float] | str | None:
+    def recorded(self, layer: Any) -> Recorded | str | None:
         """Buffers, eps, and what the buffers can hold."""
         found = formula(layer)
         if found is None or isinstance(found, str):
@@ -62,7 +59,7 @@ class TorchRecalibrates:
         if layer.running_mean is None or layer.running_var is None:
             return "it has no running statistics"
         largest = torch.finfo(layer.running_var.dtype).max
-        return numbers(layer.running_mean), numbers(layer.running_var), layer.eps, largest
+        return Recorded(numbers(layer.running_mean), numbers(layer.running_var), layer.eps, largest, unbiased=True)
 
     def record(self, layer: Any, mean: Any, var: Any, batches: int) -> None:
         """Written in place; ``num_batches_tracked`` is the number of batches."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..core import running
 from .framework import Framework, axes_of, channels_at
 from .keras import no_statistics, old_momentum
 from .record import Array, ConversionError, Momentum, Native, Norm, Say, plain_weight
@@ -178,16 +179,12 @@ class Haiku(Framework):
 
 
 def debiased(rate: float, dtype: Any) -> int:
-    """The least count at which ``rate ** count`` is zero in the dtype, so that dividing by 1 minus it is nothing."""
-    if rate >= 1:
-        raise ConversionError(f"A zero-debiased average wants a decay rate below 1; received {rate}.")
-    if rate == 0:
-        return 1
-    smallest = float(np.finfo(dtype if np.dtype(dtype).kind == "f" else np.float32).smallest_subnormal)
-    count = math.ceil((math.log(smallest) - math.log(4)) / math.log(rate))
-    if count >= 2**31:
-        raise ConversionError(f"decay rate {rate} is too near 1 for a count that debiases no more.")
-    return max(count, 1)
+    """The least count at which ``rate ** count`` is zero in the dtype, so that nothing is left to debias."""
+    wide = np.finfo(dtype if np.dtype(dtype).kind == "f" else np.float32)
+    try:
+        return running.debiased(rate, float(wide.smallest_subnormal))
+    except ValueError as error:
+        raise ConversionError(str(error)) from None
 
 
 def _module(layer: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 Array = Any
@@ -30,12 +32,14 @@ class Population(NamedTuple):
         return self.m2 / max(self.count - unbiased, 1)
 
 
-def of_channels(xp, x: Array, axis: int, kept: Array | None = None) -> Population:
-    """Of the channels along an axis; ``kept``, of x's shape and the same for all channels, leaves others out."""
-    x = xp.moveaxis(x, axis, -1)
+def of_channels(xp, x: Array, axis: int | Sequence[int], kept: Array | None = None) -> Population:
+    """Of the channels along one axis or several, in one row; ``kept``, as x and alike in all channels, leaves out."""
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    last = tuple(range(-len(axes), 0))
+    x = xp.moveaxis(x, axes, last)
     if kept is not None:
-        x = x[xp.moveaxis(kept, axis, -1)[..., 0]]
-    x = xp.reshape(x, (-1, x.shape[-1]))
+        x = x[xp.moveaxis(kept, axes, last)[(..., *(0 for _ in axes))]]
+    x = xp.reshape(x, (-1, math.prod(x.shape[-len(axes) :])))
     if not x.shape[0]:
         return Population()
     mean = xp.mean(x, axis=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .moments import is_number
@@ -48,3 +49,15 @@ def update(
         return merged if present is None else xp.where(present, merged, old)
 
     return merge(mean, new_mean), merge(var, new_var), seen
+
+
+def debiased(rate: float, smallest: float) -> int:
+    """The least count at which ``rate ** count`` is below the smallest number, so that 1 minus it divides nothing."""
+    if rate >= 1:
+        raise ValueError(f"A zero-debiased average wants a decay rate below 1; received {rate}.")
+    if rate == 0:
+        return 1
+    count = math.ceil((math.log(smallest) - math.log(4)) / math.log(rate))
+    if count >= 2**31:
+        raise ValueError(f"decay rate {rate} is too near 1 for a count that debiases no more.")
+    return max(count, 1)

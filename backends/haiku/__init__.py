@@ -1,0 +1,1 @@
+"""The batch norms of dm-haiku."""
