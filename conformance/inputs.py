@@ -92,7 +92,8 @@ def _like_sets(values: Array, view: tuple[int, ...], over: tuple[int, ...]) -> A
     return np.resize(values, kept)
 
 
-def _normal(offset: float = 0.0, scale: float = 1.0) -> Make:
+def normal(offset: float = 0.0, scale: float = 1.0) -> Make:
+    """Normally distributed numbers around ``offset``, both times ``scale``."""
     return lambda rng, view, over: (rng.normal(size=view) + offset) * scale
 
 
@@ -128,11 +129,11 @@ def _tabular(rng, view, over):
 
 
 INPUTS = (
-    Input("normal", _normal()),
-    *(Input(f"offset 1e{k}", _normal(offset=10.0**k), ladder="offset") for k in range(1, 7)),
-    *(Input(f"scale 1e{k}", _normal(scale=10.0**k), ladder="scale") for k in (-30, -18, -9, -3, 3, 9, 18, 25, 30)),
-    Input("offset 1e4, scale 1e-20", _normal(offset=1e4, scale=1e-20), ladder="scale"),
-    Input("offset 1e4, scale 1e25", _normal(offset=1e4, scale=1e25), ladder="scale"),
+    Input("normal", normal()),
+    *(Input(f"offset 1e{k}", normal(offset=10.0**k), ladder="offset") for k in range(1, 7)),
+    *(Input(f"scale 1e{k}", normal(scale=10.0**k), ladder="scale") for k in (-30, -18, -9, -3, 3, 9, 18, 25, 30)),
+    Input("offset 1e4, scale 1e-20", normal(offset=1e4, scale=1e-20), ladder="scale"),
+    Input("offset 1e4, scale 1e25", normal(offset=1e4, scale=1e25), ladder="scale"),
     Input("mixed scales", _mixed_scales, ladder="scale"),
     Input("mixed offsets", _mixed_offsets, ladder="offset"),
     Input("constant", _constant, ladder="constant"),

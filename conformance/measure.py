@@ -129,7 +129,7 @@ def forward(
 
     def figures(module: ModuleType) -> tuple[float, float]:
         y = library.numpy(first(call(case, module, given)))
-        return units(y, reference, dtype), _apart(y, own, reference, dtype)
+        return units(y, reference, dtype), apart(y, own, reference, dtype)
 
     error = units(own, reference, dtype)
     return _rows(library, case, "forward", name or str(x), dtype, error, path, figures if natives_too else None)
@@ -152,11 +152,11 @@ def gradient(
 
     def figures(module: ModuleType) -> tuple[float, float]:
         found = taken(module)
-        return gradient_error(reference, found, dtype)[0], max(apart(k, g) for k, g in found.items())
+        return gradient_error(reference, found, dtype)[0], max(from_own(k, g) for k, g in found.items())
 
-    def apart(name: str, theirs: np.ndarray) -> float:
+    def from_own(name: str, theirs: np.ndarray) -> float:
         kind, share = _unit(name, dtype)
-        return share * _apart(theirs, own[name], own[name], kind, reference[1][name])
+        return share * apart(theirs, own[name], own[name], kind, reference[1][name])
 
     error = gradient_error(reference, own, dtype)[0]
     return _rows(library, case, "gradient", name or str(x), dtype, error, path, figures if natives_too else None)
@@ -192,8 +192,8 @@ def running(library: Library, case: Case, x: Input, dtype: str) -> list[Measurem
         pair = [library.numpy(a) for a in module.running_statistics(steps, kind, axis=axis, momentum=MOMENTUM)]
         mine, right = own(unbiased), reference(unbiased)
         scales = largest, None
-        apart = [_apart(a, b, r, kind, s) for a, b, r, s in zip(pair, mine, right, scales, strict=True)]
-        return error(pair, unbiased), max(apart)
+        far = [apart(a, b, r, kind, s) for a, b, r, s in zip(pair, mine, right, scales, strict=True)]
+        return error(pair, unbiased), max(far)
 
     before = kernels.served()
     worst = max(error(own(unbiased), unbiased) for unbiased in (True, False))
@@ -267,7 +267,7 @@ def _storable(case: Case, x: Input, dtype: str) -> bool:
     return inputs.holds(dtype, inputs.operands(dataclasses.replace(case, layer="batch_norm"), x, dtype))
 
 
-def _apart(a: np.ndarray, b: np.ndarray, reference: np.ndarray, dtype: str, scale: np.ndarray | None = None) -> float:
+def apart(a: np.ndarray, b: np.ndarray, reference: np.ndarray, dtype: str, scale: np.ndarray | None = None) -> float:
     """How far a and b are from each other, in units of the reference's size; infinite where only one is finite."""
     if not np.array_equal(np.isfinite(a), np.isfinite(b)):
         return float("inf")

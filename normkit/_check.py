@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import math
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-from normkit.bench import engines, machine
-from normkit.conformance import differences, inputs, libraries, measure, natives
+from normkit.bench import brief, engines, machine, rows
+from normkit.conformance import across, differences, inputs, libraries, measure, natives
+from normkit.conformance.across import Outputs, Pair, Rung
 from normkit.conformance.cases import LAYERS
 from normkit.conformance.measure import Measurement
 from normkit.conformance.tolerances import judged, tolerance
 
-SCHEMA = {"name": "normkit-check", "version": 1}
+SCHEMA = {"name": "normkit-check", "version": 2}
 #: Real input: what `sweep` takes from scikit-learn at last, and columns as they stand in files.
 SAMPLES = frozenset({"photographs", "digits"})
 REAL = SAMPLES | {x.name for x in inputs.INPUTS if x.ladder == "real"}
@@ -43,6 +45,8 @@ class Row:
     error: float
     #: The input on which normkit is furthest from float64.
     input: str
+    #: normkit's error on real input alone.
+    real: float
     tolerance: float
     reason: str
     native_error: float
@@ -80,6 +84,10 @@ class Report:
     broken: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    ladder: list[Rung] = field(default_factory=list)
+    agreement: list[Pair] = field(default_factory=list)
+    #: A few timed rows; nothing where they were not asked for.
+    speed: list[rows.Row] | None = None
 
     @property
     def no_samples(self) -> bool:
@@ -112,13 +120,23 @@ class Report:
             "measurements": [
                 _plain(m) | {"tolerance": m.tolerance.units, "passed": m.passed} for m in self.measurements
             ],
+            "ladder": [_plain(rung) for rung in self.ladder],
+            "agreement": [_plain(pair) for pair in self.agreement],
+            "speed": None if self.speed is None else [_plain(row) for row in self.speed],
         }
 
 
-def run(names: Sequence[str] = (), *, quick: bool = False, step: Step = lambda name, label, share: None) -> Report:
-    """Measure the libraries that are asked for, or all that are installed.
+def run(
+    names: Sequence[str] = (),
+    *,
+    quick: bool = False,
+    speed: bool = False,
+    step: Step = lambda name, label, share: None,
+) -> Report:
+    """Measure the libraries that are asked for, or all that are installed; with ``speed``, time a few rows as well.
 
     Each library has processes of its own, as many at a time as there are cores: one that dies takes no other along.
+    What is timed has the machine for itself.
 
     Raises
     ------
@@ -142,19 +160,32 @@ def run(names: Sequence[str] = (), *, quick: bool = False, step: Step = lambda n
             mine = [s for (n, _), s in shares.items() if n == name]
             step(name, label, sum(mine) / len(mine))
 
-        return _apart(part, quick, stepped)
+        return _apart(_measure, (part, quick), stepped)
 
     # The last libraries take the longest.
-    with ThreadPoolExecutor(min(_cores(), len(parts))) as pool:
+    with _one_thread(), ThreadPoolExecutor(min(_cores(), len(parts))) as pool:
         outcomes = dict(zip(reversed(parts), pool.map(finished, reversed(parts)), strict=True))
     report = Report(quick, missing={} if names else {name: _why_missing(name) for name in absent})
     for part in parts:
         outcome = outcomes[part]
         report.measurements += outcome.measurements
         report.machine = machine.merged(report.machine, outcome.machine)
+        report.ladder += outcome.ladder
         if outcome.error:
             report.broken[part[0]] = outcome.error
+    report.agreement = across.pairs({part[0]: outcomes[part].outputs for part in parts if outcomes[part].outputs})
+    if speed:
+        _add_speed(report, [name for name in chosen if name in rows.LIBRARIES], step)
     return report
+
+
+def _add_speed(report: Report, names: Sequence[str], step: Step) -> None:
+    report.speed = []
+    for name in names:
+        outcome = _apart(_time, (name,), lambda label, share, name=name: step(f"{name}, speed", label, share))
+        report.speed += outcome.speed
+        if error := outcome.error or next((row.error for row in outcome.speed if row.error), ""):
+            report.broken[f"{name}, speed"] = error
 
 
 @dataclass
@@ -163,6 +194,9 @@ class Outcome:
 
     measurements: list[Measurement] = field(default_factory=list)
     machine: dict[str, Any] = field(default_factory=dict)
+    ladder: list[Rung] = field(default_factory=list)
+    outputs: Outputs = field(default_factory=dict)
+    speed: list[rows.Row] = field(default_factory=list)
     error: str = ""
 
 
@@ -172,11 +206,24 @@ def _parts(name: str, quick: bool) -> list[tuple[str, ...]]:
     return [("float32",)] if quick else [("float32",), tuple(wide)]
 
 
-def _apart(part: Part, quick: bool, step: Callable[[str, float], None]) -> Outcome:
-    """Measure in another process, and follow it to its end."""
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """The arrays are small: processes that start in here compute with one thread, as more would wait for each other."""
+    if "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+
+
+def _apart(work: Callable[..., None], args: tuple, step: Callable[[str, float], None]) -> Outcome:
+    """Do ``work`` in another process, and follow it to its end."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(part, quick, sender), daemon=True)
+    process = context.Process(target=_told, args=(work, args, sender), daemon=True)
     process.start()
     sender.close()
     outcome = Outcome(error="ended early")
@@ -194,29 +241,44 @@ def _apart(part: Part, quick: bool, step: Callable[[str, float], None]) -> Outco
     return outcome
 
 
-def _measure(part: Part, quick: bool, sender: Connection) -> None:
-    """What runs in the other process."""
+def _told(work: Callable[..., None], args: tuple, sender: Connection) -> None:
+    """What runs in the other process: steps are sent as they come, then what was found, also before an error."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    name, dtypes = part
     outcome = Outcome()
-    sender.send((name, 0.0))
     try:
         with natives.quiet():
-            library = libraries.library(name)
-            assert library.xp
-            for i, dtype in enumerate(dtypes):
-                seen = set()
-                brief = quick or (library.thrifty and dtype != "float32")
-                stages = len(LAYERS) * (1 if brief else 2)
-                for m in measure.sweep(name, [dtype], quick=brief):
-                    outcome.measurements.append(m)
-                    seen.add((m.layer, m.input in SAMPLES))
-                    share = (i + min(1.0, len(seen) / stages)) / len(dtypes)
-                    sender.send((f"{dtype} {m.layer}: {m.input}", share))
-            outcome.machine = machine.describe([engines.engine(name)])
+            work(outcome, lambda label, share: sender.send((label, share)), *args)
     except Exception as error:
         outcome.error = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     sender.send(outcome)
+
+
+def _measure(outcome: Outcome, step: Callable[[str, float], None], part: Part, quick: bool) -> None:
+    name, dtypes = part
+    step(name, 0.0)
+    library = libraries.library(name)
+    assert library.xp
+    for i, dtype in enumerate(dtypes):
+        seen = set()
+        few = quick or (library.thrifty and dtype != "float32")
+        stages = len(LAYERS) * (1 if few else 2)
+        for m in measure.sweep(name, [dtype], quick=few):
+            outcome.measurements.append(m)
+            seen.add((m.layer, m.input in SAMPLES))
+            share = (i + min(1.0, len(seen) / stages)) / len(dtypes)
+            step(f"{dtype} {m.layer}: {m.input}", share)
+    if across.DTYPE in dtypes:
+        with library.session():
+            outcome.ladder = list(across.ladder(library))
+            outcome.outputs = across.outputs(library)
+    outcome.machine = machine.describe([engines.engine(name)])
+
+
+def _time(outcome: Outcome, step: Callable[[str, float], None], name: str) -> None:
+    step(name, 0.0)
+    for i, found in enumerate(brief.measure(name), 1):
+        outcome.speed += found
+        step(f"{found[0].workload} {found[0].direction}", i / brief.count(name))
 
 
 def _cores() -> int:
@@ -242,6 +304,7 @@ def _row(group: Sequence[Measurement]) -> Row:
         native=top.native,
         error=top.error,
         input=top.input,
+        real=_largest(m.error for m in group if m.input in REAL),
         tolerance=top.tolerance.units,
         reason=top.tolerance.reason,
         native_error=off.native_error if off else math.nan,

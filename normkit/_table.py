@@ -1,8 +1,9 @@
-"""How `normkit check` and `normkit info` look."""
+"""How `normkit check`, its comparisons and `normkit info` look."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from rich import box
@@ -11,8 +12,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from normkit import _info
+from normkit import _compare, _info
 from normkit._check import Report, Row
+from normkit._compare import Changes
 from normkit._info import Facts
 from normkit.bench import machine
 from normkit.conformance import differences
@@ -49,6 +51,12 @@ Marks = dict[tuple[str, str], str]
 WIDE, WIDER = 100, 124
 
 
+def titled(name: str) -> str:
+    """A library as it is called, with what may stand behind a comma."""
+    library, comma, rest = name.partition(",")
+    return TITLES.get(library, library) + comma + rest
+
+
 def figure(units: float) -> str:
     """Three digits, in at most six characters."""
     if math.isnan(units):
@@ -75,19 +83,25 @@ def show(console: Console, report: Report) -> None:
 
 def verdict(report: Report, rows: list[Row]) -> Text:
     """One line that says whether normkit is right, and how often native layers are not."""
-    failed = [row for row in rows if not row.passed]
+    main, rest = words(report, rows)
     if not report.passed:
-        kinds = len({(r.library, r.dtype, r.layer, r.quantity) for r in failed})
-        words = [f"out of tolerance in {kinds} of {_kinds(rows)} rows"] if failed else []
-        words += [f"{', '.join(report.broken)} could not be measured"] if report.broken else []
-        return Text(f"✗ normkit: {'; '.join(words)}.", "bold red")
+        return Text(f"✗ {main}.", "bold red")
+    return Text.assemble(("✓ ", "green"), (main, "bold green"), f" {rest}.")
+
+
+def words(report: Report, rows: list[Row]) -> tuple[str, str]:
+    """The verdict, and what is to be said beside it."""
     compared = [row for row in rows if not math.isnan(row.native_error)]
     off = sum(row.native_off for row in compared)
-    text = Text.assemble(("✓ ", "green"), ("normkit is within tolerance everywhere", "bold green"))
-    text.append(f" ({len(report.measurements)} measurements)")
+    rest = f"({len(report.measurements)} measurements)"
     if compared:
-        text.append(f"; native layers are not, in {off} of {len(compared)} rows" if off else "; so are native layers")
-    return text.append(".")
+        rest += f"; native layers are not, in {off} of {len(compared)} rows" if off else "; so are native layers"
+    if report.passed:
+        return "normkit is within tolerance everywhere", rest
+    failed = _kinds(row for row in rows if not row.passed)
+    main = [f"out of tolerance in {failed} of {_kinds(rows)} rows"] if failed else []
+    main += [f"{', '.join(report.broken)} could not be measured"] if report.broken else []
+    return f"normkit: {'; '.join(main)}", ""
 
 
 def _kinds(rows: Iterable[Row]) -> int:
@@ -208,7 +222,7 @@ def _print_notes(console: Console, report: Report, marks: Marks) -> None:
         console.print(Padding(text, (0, 0, 0, 1)))
     console.print()
     for name, error in report.broken.items():
-        console.print(Text(f"{TITLES.get(name, name)} could not be measured: {error}", "red"))
+        console.print(Text(f"{titled(name)} could not be measured: {error}", "red"))
     for row in {(r.library, r.dtype, r.layer, r.quantity): r for r in report.rows if not r.passed}.values():
         place = f"{TITLES[row.library]} {row.dtype} {LABELS.get(row.layer, row.layer)}, {row.quantity}, {row.input}"
         console.print(Text(f"{place}: {figure(row.error)} units, {row.tolerance:g} tolerated", "red"))
@@ -217,6 +231,37 @@ def _print_notes(console: Console, report: Report, marks: Marks) -> None:
         console.print(Text(f"{reason.capitalize()}: {names}", dim))
     if report.no_samples:
         console.print(Text("No photographs, no digits: scikit-learn or Pillow is not installed", dim))
+
+
+def show_changes(console: Console, found: Changes) -> None:
+    """Print what moved between two runs, and the verdict."""
+    if found.context:
+        console.print(Text("; ".join(found.context), "dim"))
+    if found.changes:
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+        for heading in ("library", "dtype", "layer", "quantity", "of"):
+            table.add_column(heading, overflow="fold")
+        table.add_column("old", justify="right", no_wrap=True)
+        table.add_column("new", justify="right", no_wrap=True)
+        table.add_column("", overflow="fold")
+        for c in found.changes:
+            library, dtype, layer, quantity, of = c.key
+            style = "bold red" if c.kind in _compare.BAD else "green" if c.kind == _compare.REGAINED else ""
+            cells = [TITLES.get(library, library), dtype, LABELS.get(layer, layer), quantity, NATIVES.get(of, of)]
+            table.add_row(*map(Text, cells), figure(c.old), figure(c.new), Text(c.kind, style))
+        console.print(table)
+        console.print()
+    for name, error in found.broken.items():
+        console.print(Text(f"{titled(name)} could not be measured: {error}", "red"))
+    counts = Counter(c.kind for c in found.changes)
+    said = ", ".join(f"{counts[kind]} {kind}" for kind in _compare.KINDS if counts[kind]) or "nothing moved"
+    was, now = ("within tolerance" if passed else "out of tolerance" for passed in found.passed)
+    verdict = f"still {now}" if was == now else f"{was} before, {now} now"
+    mark, style = ("✗", "bold red") if found.lost else ("✓", "bold green")
+    console.print(Text.assemble(
+        (f"{mark} normkit is {verdict}", style),
+        f": {said}, of {found.common} rows in both (moved: by more than {found.factor:g} times).",
+    ))  # fmt: skip
 
 
 def info(console: Console, found: dict[str, Facts]) -> None:

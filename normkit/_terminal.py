@@ -21,22 +21,28 @@ json_option = click.option("--json", "path", metavar="FILE", help="Write every f
 
 @contextlib.contextmanager
 def written(path: str | None) -> Iterator[Callable[[Any], None]]:
-    """A function that writes JSON to ``path``: all of it or nothing, and known to be possible before work begins."""
+    """A function that writes JSON to ``path``, as :func:`replaced` writes."""
+    with replaced(path, "--json") as write:
+        yield lambda value: write(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def replaced(path: str | None, option: str) -> Iterator[Callable[[str], None]]:
+    """A function that writes text to ``path``: all of it or nothing, and known to be possible before work begins."""
     if path is None:
-        yield lambda value: None
+        yield lambda text: None
         return
     target = Path(path).resolve()
     if target.exists() and not target.is_file():
-        raise click.UsageError(f"--json wants a file to write to; received {path!r}, which is none.")
+        raise click.UsageError(f"{option} wants a file to write to; received {path!r}, which is none.")
     try:
         handle, part = tempfile.mkstemp(dir=target.parent, prefix=".normkit-")
     except OSError as error:
-        raise click.UsageError(f"--json cannot write {path!r}: {error.strerror}.") from None
+        raise click.UsageError(f"{option} cannot write {path!r}: {error.strerror}.") from None
     os.close(handle)
 
-    def write(value: Any) -> None:
-        text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)
-        Path(part).write_text(text + "\n", "utf-8")
+    def write(text: str) -> None:
+        Path(part).write_text(text, "utf-8")
         Path(part).chmod(0o666 & ~_umask())
         os.replace(part, target)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,9 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 import normkit
-from normkit import _check, _info, _table
+from normkit import _check, _compare, _info, _page, _table
 from normkit._convert import commands
-from normkit._terminal import color_option, console, json_option, written
+from normkit._terminal import color_option, console, json_option, replaced, written
 from normkit.conformance.cases import DTYPES
 from normkit.conformance.libraries import LIBRARIES, Missing
 from normkit.study.command import study
@@ -59,19 +60,47 @@ def main() -> None:
 @main.command()
 @_backends
 @click.option("--quick", is_flag=True, help="float32 and fewer inputs: seconds.")
+@click.option("--html", metavar="FILE", help="Write a page: errors, ladders, agreement and, timed for it, speed.")
+@click.option("--no-speed", is_flag=True, help="Time nothing for the page.")
 @json_option
+@click.option("--compare", nargs=2, metavar="OLD NEW", help="Show what moved between two files of --json.")
+@click.option("--factor", type=click.FloatRange(min=1), help=f"For --compare; {_compare.FACTOR:g} if not given.")
 @color_option
-def check(names: tuple[str, ...], quick: bool, path: str | None, color: str) -> int:
+def check(
+    names: tuple[str, ...],
+    quick: bool,
+    html: str | None,
+    no_speed: bool,
+    path: str | None,
+    compare: tuple[str, str] | None,
+    factor: float | None,
+    color: str,
+) -> int:
     """Hold normkit, and each library's own layers, to float64.
 
     Every layer runs on photographs, digits, tabular columns and ladders of offsets and scales: forward, gradients,
-    running statistics. Exit status: 0 within tolerance, 1 out of it, 2 for a wrong call.
+    running statistics. --compare measures nothing: a row has moved where its error is FACTOR times as large or as small
+    as it was. Exit status: 0 within tolerance, 1 out of it (--compare: something got out of it), 2 for a wrong call.
     """
-    # The arrays are small: more threads would wait for each other.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with written(path) as write, _refusals(), _progress() as step:
-        report = _check.run(names, quick=quick, step=step)
+    if compare is not None:
+        with _refusals():
+            if names or quick or html or no_speed or path:
+                raise ValueError("--compare measures nothing: beside it there may be --factor and --color.")
+            found = _compare.compare(*map(_compare.loaded, compare), factor or _compare.FACTOR)
+        _table.show_changes(console(color), found)
+        return 1 if found.lost else 0
+    with _refusals():
+        if factor is not None:
+            raise ValueError("--factor is for --compare.")
+        if html is not None:
+            if path is not None and Path(html).resolve() == Path(path).resolve():
+                raise ValueError(f"--html and --json want two files; received {html!r} for both.")
+            _page.check()
+    with replaced(html, "--html") as publish, written(path) as write, _refusals(), _progress() as step:
+        report = _check.run(names, quick=quick, speed=html is not None and not no_speed, step=step)
         write(report.json())
+        if html is not None:
+            publish(_page.render(report))
     _table.show(console(color), report)
     return 0 if report.passed else 1
 

@@ -1,15 +1,13 @@
 """The command `normkit`: exit status, table, JSON, and what it says of a wrong call."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
 import normkit
 from normkit import _check, _info, _table
 from normkit.backends import kernels
+from normkit.conformance.package.command import hiding, normkit_command, sitecustomize
 
 pytest.importorskip("click")
 
@@ -50,27 +48,6 @@ BUILT = {
 FRAMEWORKS = ("array_api_strict", "cupy", "jax", "tensorflow", "torch")
 
 
-def normkit_command(*args, cwd, width=80, site=None, **variables):
-    environment = {k: v for k, v in os.environ.items() if k not in ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "TERM")}
-    environment |= {"COLUMNS": str(width), "PYTHONIOENCODING": "utf-8", "PYTHONUTF8": "1"} | variables
-    if site is not None:
-        environment["PYTHONPATH"] = str(site)
-    command = [sys.executable, "-P", "-m", "normkit", *args]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, encoding="utf-8")
-
-
-def sitecustomize(folder, code):
-    """A folder for PYTHONPATH whose ``code`` every interpreter runs as it starts."""
-    (folder / "sitecustomize.py").write_text(code)
-    return folder
-
-
-def hiding(folder, *names):
-    """A folder for PYTHONPATH with which no module of these names is found."""
-    find = f"lambda name, *args: None if name in {names!r} else find(name, *args)"
-    return sitecustomize(folder, f"import importlib.util as u\nfind = u.find_spec\nu.find_spec = {find}")
-
-
 def quick_check(folder, **variables):
     """A quick check of NumPy: what it printed, and its JSON."""
     done = normkit_command("check", "--quick", "--backend", "numpy", "--json", "out.json", cwd=folder, **variables)
@@ -101,7 +78,7 @@ def test_a_pipe_has_no_colours_and_80_columns(quick):
 
 def test_json(quick):
     found = quick[1]
-    assert found["schema"] == {"name": "normkit-check", "version": 1}
+    assert found["schema"] == {"name": "normkit-check", "version": 2}
     assert found["passed"] is True
     assert found["machine"]["versions"]["normkit"] == normkit.__version__
     assert found["machine"]["devices"] == {"numpy": "cpu"}
