@@ -294,8 +294,8 @@ def _row(group: Sequence[Measurement]) -> Row:
     top = max(group, key=lambda m: m.error)
     compared = [m for m in group if not math.isnan(m.native_error)]
     off = max(compared, key=lambda m: m.native_error, default=None)
-    limit = tolerance("native", inputs.stats_dtype(top.dtype) if top.quantity == "running" else top.dtype).units
-    known = off and off.native_error > limit and _difference(off)
+    limit = native_limit(top)
+    known = off and off.native_error > limit and known_difference(off)
     return Row(
         library=top.library,
         dtype=top.dtype,
@@ -318,7 +318,12 @@ def _row(group: Sequence[Measurement]) -> Row:
     )
 
 
-def _difference(m: Measurement) -> differences.Difference | None:
+def native_limit(m: Measurement) -> float:
+    """How far off a native layer may be."""
+    return tolerance("native", inputs.stats_dtype(m.dtype) if m.quantity == "running" else m.dtype).units
+
+
+def known_difference(m: Measurement) -> differences.Difference | None:
     """The known difference that explains a native layer's error; they are known of float32."""
     return differences.find(m.native, m.layer, m.input, m.layout) if m.dtype == "float32" else None
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from normkit import _table
-from normkit._check import Report, Row
+from normkit._check import Report, Row, known_difference, native_limit
 from normkit._page import plots
 from normkit._table import LABELS, NATIVES, TITLES, UNITS
 from normkit.bench import cells
 from normkit.bench.report import geometric
-from normkit.conformance import across, differences
+from normkit.conformance import across
 from normkit.conformance.cases import LAYERS
+from normkit.conformance.divergences import GROUPS
 from normkit.conformance.inputs import stats_dtype
 from normkit.conformance.tolerances import UNIT, tolerance
 
@@ -63,7 +65,7 @@ def of(report: Report) -> dict[str, Any]:
         "lines": _lines(report),
         "agreement": _agreement(report.agreement),
         "speed": report.speed and _speed(report.speed),
-        "differences": _differences(rows),
+        "divergences": _divergences(report),
         "libraries": _libraries(report, rows),
         "rows": [_line(row) for row in rows],
         "units": UNITS,
@@ -84,6 +86,11 @@ def shade(units: float, limit: float, dtype: str) -> str:
         return "h0"
     share = math.log(max(units, 1)) / -math.log(UNIT[dtype])
     return f"h{1 + int(3 * min(share, 1))}"
+
+
+def _own(units: float, limit: float) -> str:
+    """The shade of normkit's figures."""
+    return "none" if math.isnan(units) else "h0" if units <= limit else "failed"
 
 
 def _columns(rows: Iterable[Row]) -> list[tuple[str, str, list[tuple[str, str]]]]:
@@ -141,7 +148,7 @@ def _heat_cells(
     worst = "" if real else f": worst on {row.input}"
     title = f"normkit, {TITLES[library]}, {row.layer}{worst}; tolerance {row.tolerance:g}{by}"
     units = row.real if real else row.error
-    cells_ = [figure(units, "h0" if units <= row.tolerance else "failed", title)]
+    cells_ = [figure(units, _own(units, row.tolerance), title)]
     for native in natives:
         row = found.get((library, native, dtype, layer), mine[0])
         units = row.native_real if real else row.native_error
@@ -167,7 +174,7 @@ def _tiles(report: Report, rows: Sequence[Row]) -> list[tuple[str, str]]:
     compared = [row for row in rows if not math.isnan(row.native_error)]
     if compared:
         off = sum(row.native_off for row in compared)
-        tiles.append((f"{off} of {len(compared)}", "rows in which a native layer is out of its own, wider tolerance"))
+        tiles.append((f"{off} of {len(compared)}", "rows in which a native layer is out of tolerance"))
     own = [pair.distance for pair in report.agreement if not pair.native_a]
     if own:
         tiles.append((_table.figure(max(own)), "units: how far normkit in one library is from normkit in another"))
@@ -261,20 +268,11 @@ def _threads(rows: Sequence[Any]) -> str:
     return f"{' and '.join(map(str, counts))} thread{'s' * (counts != [1])}" if counts else ""
 
 
-def _differences(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Known differences by id: what, who, where it is discussed, and in how many rows it is to be seen."""
-    seen: dict[str, int] = {}
-    for row in rows:
-        if row.difference:
-            seen[row.difference[0]] = seen.get(row.difference[0], 0) + 1
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for d in differences.DIFFERENCES:
-        one = found.setdefault(
-            (d.id, d.reason), {"id": d.id, "reason": d.reason, "condition": d.condition, "where": {}}
-        )
-        one["where"].setdefault(native_title(d.native), d.link)
-        one["seen"] = seen.get(d.id, 0)
-    return list(found.values())
+def _divergences(report: Report) -> list[tuple[str, list[dict[str, Any]]]]:
+    """What frameworks do differently, by what it is about, with the number of measurements that show it."""
+    off = (m for m in report.measurements if m.native_error > native_limit(m))
+    seen = Counter(d.id for d in map(known_difference, off) if d)
+    return [(title, [{**d.json(), "seen": seen[d.id]} for d in group]) for title, group in GROUPS.items()]
 
 
 def _libraries(report: Report, rows: Sequence[Row]) -> list[dict[str, str]]:
