@@ -41,6 +41,12 @@ class Backend(Protocol):
     def least(self, x: Array) -> float:
         """The smallest value if it is negative and looking costs nothing (values at hand, in host memory); else 0."""
 
+    def at_hand(self, x: Array, *, wait: bool = False) -> bool:
+        """Whether values are there and looking costs nothing (in host memory); with ``wait``, whatever it costs."""
+
+    def constant(self, x: Array) -> Array:
+        """``x``, through which no gradient goes."""
+
     def positions(self, x: Array, axis: int, dtype: Any) -> Array:
         """0, 1, ... along this axis of ``x``, so shaped that it broadcasts to ``x``, where ``x`` is."""
 
@@ -94,6 +100,12 @@ class ArrayBackend:
 
     def least(self, x: Array) -> float:
         return 0.0
+
+    def at_hand(self, x: Array, *, wait: bool = False) -> bool:
+        return wait
+
+    def constant(self, x: Array) -> Array:
+        return x
 
     def positions(self, x: Array, axis: int, dtype: Any) -> Array:
         xp, n = self.namespace(x), x.shape[axis]

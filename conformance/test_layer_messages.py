@@ -62,7 +62,7 @@ CONSTRUCTORS = {
     ),
     "unknown policy": (
         lambda: nk.BatchNorm(4, single_value="skip"),
-        ValueError, r"single_value must be 'raise' or 'running'; received 'skip'\.",
+        ValueError, r"single_value must be 'raise', 'running' or 'zero'; received 'skip'\.",
     ),
     "integer dtype": (
         lambda: nk.BatchNorm(4, dtype="int32"),

@@ -139,14 +139,16 @@ FUNCTIONS = {
     "unbiased variance of one value": (
         lambda a: _running(a).update(nk.BatchStats(a.mean, a.var, 1)),
         ValueError,
-        r"unbiased=True needs more than one value per channel; received a count of 1: use unbiased=False\.",
+        (r"unbiased=True needs more than one value per channel; received a count of 1: use unbiased=False, or "
+         r'single_value="zero", which leaves such statistics out\.'),
     ),
     "one value per channel": (
         lambda a: nk.batch_norm_train(a.lone),
         ValueError,
         (r"batch_norm_train needs more than one value per channel, one has no variance; received x of shape "
          r"\(1, 4, 1\): "
-         r'use a larger batch, or batch_norm with running statistics \(in a layer: single_value="running"\)\.'),
+         r'use a larger batch, single_value="zero", or batch_norm with running statistics '
+         r'\(in a layer: single_value="running"\)\.'),
     ),
     "empty channel axis": (
         lambda a: nk.batch_norm_train(a.no_channel),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _validate as check
+from . import _values as values
 from ._dispatch import _by_type
 from .backends import Backend
 from .core import plan as plans
@@ -61,13 +62,25 @@ def batch_norm(x, mean, var, weight=None, bias=None, *, axis=1, eps=1e-5, mask=N
 
 
 def batch_norm_train(
-    x, weight=None, bias=None, *, axis=1, eps=1e-5, virtual_batch_size=None, mask=None, lengths=None
+    x,
+    weight=None,
+    bias=None,
+    *,
+    axis=1,
+    eps=1e-5,
+    virtual_batch_size=None,
+    mask=None,
+    lengths=None,
+    single_value="raise",
 ) -> Call:
     if virtual_batch_size is None:
-        planned = _planned(x, batch_train_plan, axis, eps)
+        planned = _planned(x, batch_train_plan if single_value == "raise" else _zero(single_value), axis, eps)
     else:
-        planned = _planned(x, ghost_plan, axis, eps, virtual_batch_size)
-    return _checked(*planned, Operands(x, weight, bias, None, None, mask), lengths)
+        planned = _planned(x, ghost_plan, axis, eps, virtual_batch_size, check.single_value(single_value))
+    call = _checked(*planned, Operands(x, weight, bias, None, None, mask), lengths)
+    if (mask is not None or lengths is not None) and single_value == "raise":
+        values.several_valid(call[0], call[1], call[2].mask)
+    return call
 
 
 def lp_layer_norm(
@@ -119,18 +132,29 @@ def batch_plan(shape: Shape, axis, eps) -> Plan:
 
 
 def batch_train_plan(shape: Shape, axis, eps) -> Plan:
-    plan = plans.batch_plan(shape, check.channel_axis(axis, shape), check.epsilon(eps), given=False)
-    check.reduces(plan)
+    plan = batch_zero_plan(shape, axis, eps)
     check.several_values(plan)
     return plan
 
 
-def ghost_plan(shape: Shape, axis, eps, size) -> Plan:
+def batch_zero_plan(shape: Shape, axis, eps) -> Plan:
+    plan = plans.batch_plan(shape, check.channel_axis(axis, shape), check.epsilon(eps), given=False)
+    check.reduces(plan)
+    return plan
+
+
+def _zero(policy: Any) -> Callable[..., Plan]:
+    check.single_value(policy)
+    return batch_zero_plan
+
+
+def ghost_plan(shape: Shape, axis, eps, size, single_value) -> Plan:
     index, size = check.channel_axis(axis, shape), check.positive_int("virtual_batch_size", size)
     check.reduces(plans.batch_plan(shape, index, eps, given=False))
     plan = plans.ghost_plan(shape, index, check.epsilon(eps), size)
     check.divides(plan, size)
-    check.several_values(plan)
+    if single_value == "raise":
+        check.several_values(plan)
     return plan
 
 

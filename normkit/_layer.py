@@ -26,6 +26,8 @@ class Layer:
     bias: Array | None
     #: Whether the layer is in training mode, which makes a difference to batch norm only.
     training: bool
+    #: Whether gradients go to weight and bias; what the layer computes is the same.
+    train_affine = True
     #: Whether ``axis=None`` stands for the last axes.
     _trailing = False
 
@@ -39,6 +41,7 @@ class Layer:
         dtype: Any,
         device: Any,
         backend: Any,
+        train_affine: bool,
         weight: float = 1.0,
     ) -> None:
         self._lengths = lengths
@@ -48,6 +51,7 @@ class Layer:
         self.dtype = check.dtype(dtype)
         self.backend = check.library(backend)[0]
         self.training = True
+        self.train_affine = check.choice("train_affine", train_affine, (True, False))
         self.weight = self._filled(weight, self.dtype, device, backend) if affine else None
         self.bias = self._filled(0.0, self.dtype, device, backend) if affine and bias else None
 
@@ -61,7 +65,8 @@ class Layer:
     def vjp(self, x: Array, *, mask: Array | None = None, lengths: Array | None = None) -> tuple[Array, Pullback]:
         """``layer(x)``, and the function from the gradient of y to those of x and of the parameters.
 
-        ``pullback(dy)`` returns ``(dx, {"weight": ..., "bias": ...})``, with the parameters that the layer has.
+        ``pullback(dy)`` returns ``(dx, {"weight": ..., "bias": ...})``, with the parameters that the layer has and
+        trains.
         """
         return self._named(*self._apply(functional.vjp, x, mask=mask, lengths=lengths))
 
@@ -113,6 +118,13 @@ class Layer:
         check.fits(type(self).__name__, x, self._axes, self._lengths, self._held())
         return self._run(run, x, **valid)
 
+    def _affine(self) -> tuple[Array | None, Array | None]:
+        """Weight and bias; constants, where they are not trained."""
+        if self.train_affine:
+            return self.weight, self.bias
+        weight, bias = (a if a is None else backend_of("weight", a).constant(a) for a in (self.weight, self.bias))
+        return weight, bias
+
     def _held(self) -> Array | None:
         """One of the layer's arrays, where it has any."""
         return self.bias if self.weight is None else self.weight
@@ -122,7 +134,8 @@ class Layer:
 
         def named(dy: Array) -> tuple[Array, dict[str, Array]]:
             found = pullback(dy)
-            return found[0], dict(zip(names, found[len(found) - len(names) :], strict=True))
+            of_names = dict(zip(names, found[len(found) - len(names) :], strict=True))
+            return found[0], of_names if self.train_affine else {}
 
         return y, named
 

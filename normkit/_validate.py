@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 from . import backends
 from ._dispatch import _by_type, backend_of, describe
+from ._values import FOR_ONE
 from .backends import Backend
 from .backends.protocol import FLOATING, ArrayBackend
 from .core.normalize import BatchStats, Operands
@@ -232,8 +233,7 @@ def several_values(plan: Plan) -> None:
     if plan.count == 1:
         raise ValueError(
             f"batch_norm_train needs more than one value per channel, one has no variance; received x of shape "
-            f"{tuple(plan.shape)}: use a larger batch, or batch_norm with running statistics "
-            f'(in a layer: single_value="running").'
+            f"{tuple(plan.shape)}: {FOR_ONE}."
         )
 
 
@@ -266,6 +266,16 @@ def counted(plan: Plan, consistent: Any, mask: Any, lengths: Any) -> None:
         )
 
 
+def single_value(policy: Any) -> str:
+    """What a function that has no running statistics can do of one value per channel."""
+    if policy == "running":
+        raise ValueError(
+            "single_value must be 'raise' or 'zero' in batch_norm_train, which has no running statistics; received "
+            "'running': use a layer, or batch_norm for such a batch."
+        )
+    return choice("single_value", policy, ("raise", "zero"))
+
+
 def variance(backend: Backend, name: str, var: Any) -> None:
     """No negative value, where looking costs nothing; elsewhere a negative variance shows as NaN in y."""
     least = backend.least(var)
@@ -285,14 +295,6 @@ def batch_statistics(value: Any) -> None:
     if not isinstance(value, BatchStats):
         raise TypeError(
             f"batch_stats must be the BatchStats that batch_norm_train returns beside y; received {describe(value)}."
-        )
-
-
-def enough_values(count: Any, unbiased: bool) -> None:
-    """The unbiased variance of one value does not exist."""
-    if unbiased and isinstance(count, int) and count == 1:
-        raise ValueError(
-            "unbiased=True needs more than one value per channel; received a count of 1: use unbiased=False."
         )
 
 
@@ -361,10 +363,11 @@ def _lengths_along(axes: tuple[int, ...], shape: Shape) -> Shape:
     return tuple(shape[a] for a in several_axes(axes if len(axes) > 1 else axes[0], shape))
 
 
-def choice(name: str, value: Any, choices: Collection[str]) -> str:
-    """One of a few words."""
-    if value not in choices:
-        raise ValueError(f"{name} must be {' or '.join(map(repr, choices))}; received {value!r}.")
+def choice(name: str, value: Any, choices: Sequence[Any]) -> Any:
+    """One of a few words, or of True, False and None."""
+    if not any(value is c or (type(value) is type(c) and value == c) for c in choices):
+        *others, last = map(repr, choices)
+        raise ValueError(f"{name} must be {', '.join(others)} or {last}; received {value!r}.")
     return value
 
 

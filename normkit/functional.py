@@ -327,6 +327,7 @@ def batch_norm_train(
     virtual_batch_size: int | None = None,
     mask: Array | None = None,
     lengths: Array | None = None,
+    single_value: str = "raise",
 ) -> tuple[Array, BatchStats]:
     """Normalize channels by the statistics of this batch, and return those: batch norm in training.
 
@@ -345,6 +346,8 @@ def batch_norm_train(
         it is false, x may be anything, and y and the gradient of x are zero
     lengths : int32 or int64 array of shape (samples,), or None. In place of a mask: how many positions of each sample
         are valid, along the first axis that is neither axis 0 nor the channels'
+    single_value : of one value per channel: "raise", or "zero": its variance is zero, y exactly the bias, and the
+        gradient of x zero
 
     Returns
     -------
@@ -362,7 +365,8 @@ def batch_norm_train(
 
     Notes
     -----
-    An empty batch gives an empty y and a count of 0.
+    An empty batch gives an empty y and a count of 0. One valid element of a channel is refused where the mask is in
+    host memory; elsewhere (traced, or on a device that would have to be waited for) "raise" is as "zero".
 
     The statistics of virtual batches are returned merged: mean, variance and count of the whole batch, so that running
     statistics estimate the population's, however the batch is divided. Keras 2 averages the virtual batches' means and
@@ -385,7 +389,15 @@ def batch_norm_train(
     longer, generalize better", arXiv:1705.08741.
     """
     backend, plan, operands = _calls.batch_norm_train(
-        x, weight, bias, axis=axis, eps=eps, virtual_batch_size=virtual_batch_size, mask=mask, lengths=lengths
+        x,
+        weight,
+        bias,
+        axis=axis,
+        eps=eps,
+        virtual_batch_size=virtual_batch_size,
+        mask=mask,
+        lengths=lengths,
+        single_value=single_value,
     )
     y, stats = backend.apply(plan, operands)
     assert stats is not None

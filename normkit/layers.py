@@ -6,9 +6,8 @@ from typing import Any
 
 from . import _validate as check
 from . import functional
-from ._dispatch import backend_of
 from ._layer import Array, Layer, namespace
-from .core.plan import product
+from ._policies import USUAL, Policed, batch_norm
 from .stats import RunningStats
 
 
@@ -33,6 +32,7 @@ class LayerNorm(Layer):
     eps : a number >= 0, added to the variance
     affine : with weight (ones at first) and bias (zeros)
     bias : with bias, where affine
+    train_affine : gradients go to weight and bias; False: they are constants
     dtype : of the parameters: a name or the library's own object
     device : where the parameters are, as the library says it; by default where it puts arrays
     backend : the library of the parameters: a registered name, or any array namespace (a module)
@@ -70,16 +70,17 @@ class LayerNorm(Layer):
         eps: float = 1e-5,
         affine: bool = True,
         bias: bool = True,
+        train_affine: bool = True,
         dtype: Any = "float32",
         device: Any = None,
         backend: Any = "numpy",
     ) -> None:
         self.normalized_shape = normalized_shape
         lengths = check.lengths("normalized_shape", normalized_shape)
-        super().__init__(lengths, axis, eps, affine, bias, dtype, device, backend)
+        super().__init__(lengths, axis, eps, affine, bias, dtype, device, backend, train_affine)
 
     def _run(self, run, x, **valid):
-        return run(functional.layer_norm, x, self.weight, self.bias, axis=self._axes, eps=self.eps, **valid)
+        return run(functional.layer_norm, x, *self._affine(), axis=self._axes, eps=self.eps, **valid)
 
 
 class RMSNorm(Layer):
@@ -97,7 +98,7 @@ class RMSNorm(Layer):
     weight_offset : added to the weight; 1.0 for models whose weight is a deviation from one
     affine : with weight (``1 - weight_offset`` at first)
     bias : with bias (zeros), where affine
-    dtype, device, backend : as :class:`LayerNorm`
+    train_affine, dtype, device, backend : as :class:`LayerNorm`
 
     Raises
     ------
@@ -130,6 +131,7 @@ class RMSNorm(Layer):
         weight_offset: float = 0.0,
         affine: bool = True,
         bias: bool = False,
+        train_affine: bool = True,
         dtype: Any = "float32",
         device: Any = None,
         backend: Any = "numpy",
@@ -137,11 +139,11 @@ class RMSNorm(Layer):
         self.normalized_shape = normalized_shape
         self.weight_offset = check.finite("weight_offset", weight_offset)
         lengths = check.lengths("normalized_shape", normalized_shape)
-        super().__init__(lengths, axis, eps, affine, bias, dtype, device, backend, weight=1 - self.weight_offset)
+        super().__init__(lengths, axis, eps, affine, bias, dtype, device, backend, train_affine, 1 - self.weight_offset)
 
     def _run(self, run, x, **valid):
         options = {"axis": self._axes, "eps": self.eps, "weight_offset": self.weight_offset, **valid}
-        return run(functional.rms_norm, x, self.weight, self.bias, **options)
+        return run(functional.rms_norm, x, *self._affine(), **options)
 
 
 class GroupNorm(Layer):
@@ -156,7 +158,7 @@ class GroupNorm(Layer):
     num_channels : the length of x's channel axis, and of weight and bias
     axis : the channel axis
     eps : a number >= 0, added to the variance
-    affine, bias, dtype, device, backend : as :class:`LayerNorm`
+    affine, bias, train_affine, dtype, device, backend : as :class:`LayerNorm`
 
     Raises
     ------
@@ -187,17 +189,18 @@ class GroupNorm(Layer):
         eps: float = 1e-5,
         affine: bool = True,
         bias: bool = True,
+        train_affine: bool = True,
         dtype: Any = "float32",
         device: Any = None,
         backend: Any = "numpy",
     ) -> None:
         self.num_channels = check.positive_int("num_channels", num_channels)
         self.num_groups = check.groups(num_groups, self.num_channels)
-        super().__init__((self.num_channels,), axis, eps, affine, bias, dtype, device, backend)
+        super().__init__((self.num_channels,), axis, eps, affine, bias, dtype, device, backend, train_affine)
 
     def _run(self, run, x, **valid):
         options = {"axis": self._axes[0], "eps": self.eps, **valid}
-        return run(functional.group_norm, x, self.num_groups, self.weight, self.bias, **options)
+        return run(functional.group_norm, x, self.num_groups, *self._affine(), **options)
 
 
 class InstanceNorm(Layer):
@@ -211,7 +214,7 @@ class InstanceNorm(Layer):
     num_features : the length of x's channel axis, and of weight and bias
     axis : the channel axis
     eps : a number >= 0, added to the variance
-    affine, bias, dtype, device, backend : as :class:`LayerNorm`
+    affine, bias, train_affine, dtype, device, backend : as :class:`LayerNorm`
 
     Raises
     ------
@@ -240,18 +243,19 @@ class InstanceNorm(Layer):
         eps: float = 1e-5,
         affine: bool = True,
         bias: bool = True,
+        train_affine: bool = True,
         dtype: Any = "float32",
         device: Any = None,
         backend: Any = "numpy",
     ) -> None:
         self.num_features = check.positive_int("num_features", num_features)
-        super().__init__((self.num_features,), axis, eps, affine, bias, dtype, device, backend)
+        super().__init__((self.num_features,), axis, eps, affine, bias, dtype, device, backend, train_affine)
 
     def _run(self, run, x, **valid):
-        return run(functional.instance_norm, x, self.weight, self.bias, axis=self._axes[0], eps=self.eps, **valid)
+        return run(functional.instance_norm, x, *self._affine(), axis=self._axes[0], eps=self.eps, **valid)
 
 
-class BatchNorm(Layer):
+class BatchNorm(Policed, Layer):
     """Batch normalization: channels by the statistics of the batch in training, by running statistics in inference.
 
     ``y = (x - mean) / sqrt(var + eps) * weight + bias``, as :func:`normkit.batch_norm_train` after ``train()`` (where a
@@ -266,9 +270,17 @@ class BatchNorm(Layer):
     momentum : the weight of the old statistics, in [0, 1]; None weights all batches alike
     update_rate : in the place of momentum, the weight of the new statistics
     unbiased : running statistics hold the variance divided by n - 1; False: by n
-    single_value : in training, one value per channel has no variance: "raise", or take the "running" statistics and
-        leave them as they are
-    affine, bias, dtype, device, backend : as :class:`LayerNorm`; the statistics are at least float32
+    single_value : one value per channel, which has no variance: "raise"; normalize by the "running" statistics;
+        "zero": y is exactly the bias. The running statistics stay as they are. With a mask it holds for each channel;
+        where its counts are not at hand (traced, or not in host memory), "raise" is as "zero"
+    empty_batch : a batch without elements leaves the running statistics as they are: "keep", or is refused: "raise"
+    nonfinite : statistics with an infinity or NaN are merged like any other: "propagate"; "skip" leaves those of such
+        a channel as they are; "raise" refuses the batch
+    use_batch_stats : normalize by the statistics of the batch, in either mode; False: by the running ones; None: in
+        training by the batch, in inference by the running ones
+    update_stats : merge the statistics of the batch into the running ones, in either mode; False: do not; None: in
+        training, where those of the batch are used
+    affine, bias, train_affine, dtype, device, backend : as :class:`LayerNorm`; the statistics are at least float32
 
     Attributes
     ----------
@@ -308,8 +320,13 @@ class BatchNorm(Layer):
         update_rate: float | None = None,
         unbiased: bool = True,
         single_value: str = "raise",
+        empty_batch: str = "keep",
+        nonfinite: str = "propagate",
+        use_batch_stats: bool | None = None,
+        update_stats: bool | None = None,
         affine: bool = True,
         bias: bool = True,
+        train_affine: bool = True,
         dtype: Any = "float32",
         device: Any = None,
         backend: Any = "numpy",
@@ -317,26 +334,31 @@ class BatchNorm(Layer):
         self.num_features = check.positive_int("num_features", num_features)
         self.momentum = check.momentum(momentum, update_rate, default=_MOMENTUM)
         self.unbiased = bool(unbiased)
-        self.single_value = check.choice("single_value", single_value, ("raise", "running"))
-        super().__init__((self.num_features,), axis, eps, affine, bias, dtype, device, backend)
+        self._set_policies(
+            single_value=single_value,
+            empty_batch=empty_batch,
+            nonfinite=nonfinite,
+            use_batch_stats=use_batch_stats,
+            update_stats=update_stats,
+        )
+        super().__init__((self.num_features,), axis, eps, affine, bias, dtype, device, backend, train_affine)
         wide = "float64" if self.dtype == "float64" else "float32"
         self.running = RunningStats(*(self._filled(start, wide, device, backend) for start in (0.0, 1.0)))
 
     def _run(self, run, x, **valid):
         options = {"axis": self._axes[0], "eps": self.eps, **valid}
-        if self.training and not self._lone(x):
-            (y, stats), pullback = run(functional.batch_norm_train, x, self.weight, self.bias, **options)
-            self.running = self.running.update(stats, self.momentum, self.unbiased)
-            return y, pullback
         mean, var, _ = self.running
-        return run(functional.batch_norm, x, mean, var, self.weight, self.bias, **options)
+        if not self.training and self._policies is USUAL:
+            return run(functional.batch_norm, x, mean, var, *self._affine(), **options)
+        y, stats, pullback = batch_norm(
+            self._policies, self.training, run, functional.batch_norm_train, x, mean, var, *self._affine(), **options
+        )
+        if stats is not None:
+            self.running = self.running._merged("BatchNorm", stats, self.momentum, self.unbiased, self._policies)
+        return y, pullback
 
     def _held(self):
         return self.running.mean
-
-    def _lone(self, x: Array) -> bool:
-        """Whether running statistics stand in for those of a batch that has none."""
-        return self.single_value == "running" and product(backend_of("x", x).shape(x)) == self.num_features
 
     def _state(self) -> dict[str, Array]:
         mean, var, num_batches = self.running

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from . import _validate as check
-from .core import running
+from ._policies import Policies, checked, merged
 from .core.normalize import BatchStats
 
 Array = Any
+
+_USUAL = Policies(single_value=None)
 
 
 class RunningStats(NamedTuple):
@@ -21,7 +23,16 @@ class RunningStats(NamedTuple):
     var: Array
     num_batches: Array | int = 0
 
-    def update(self, batch_stats: BatchStats, momentum: float | None = 0.9, unbiased: bool = True) -> RunningStats:
+    def update(
+        self,
+        batch_stats: BatchStats,
+        momentum: float | None = 0.9,
+        unbiased: bool = True,
+        *,
+        single_value: str | None = None,
+        empty_batch: str = "keep",
+        nonfinite: str = "propagate",
+    ) -> RunningStats:
         """Merge the statistics of one batch.
 
         ``new = momentum * old + (1 - momentum) * batch``, in the accumulation dtype, rounded to the dtype of the old
@@ -35,6 +46,11 @@ class RunningStats(NamedTuple):
             weights all batches alike, as torch's ``momentum=None`` does
         unbiased : multiply the batch's variance by n / (n - 1), as in the definition and in torch; False for Keras,
             Flax, ONNX
+        single_value : a channel with one element: "zero" and "running" leave its statistics as they are, "raise"
+            refuses it, None gives it a variance of zero, or refuses it where ``unbiased``
+        empty_batch : a batch without elements changes nothing: "keep", or is refused: "raise"
+        nonfinite : statistics with an infinity or NaN are merged like any other: "propagate"; "skip" leaves those of
+            such a channel as they are, "raise" refuses them
 
         Returns
         -------
@@ -45,8 +61,22 @@ class RunningStats(NamedTuple):
         TypeError
             The statistics are of different libraries.
         ValueError
-            momentum is outside [0, 1], the statistics have different shapes, or unbiased is asked of a single value.
+            momentum is outside [0, 1], the statistics have different shapes, a policy is none of these or refuses the
+            batch; in a program that is being traced: "raise" of what has no values yet.
+
+        Notes
+        -----
+        A batch counts (``num_batches``) where one of its channels does. Counts of elements that are not at hand in host
+        memory are not looked at by ``single_value``: a channel with one element is left as it is then.
         """
+        policies = Policies(single_value, empty_batch, nonfinite)
+        if policies != _USUAL:
+            checked(policies, _USUAL)
+        return self._merged("RunningStats.update", batch_stats, momentum, unbiased, policies)
+
+    def _merged(
+        self, owner: str, batch_stats: BatchStats, momentum: float | None, unbiased: bool, policies: Policies
+    ) -> RunningStats:
         if momentum is not None:
             momentum = check.fraction("momentum", momentum)
         check.batch_statistics(batch_stats)
@@ -55,6 +85,4 @@ class RunningStats(NamedTuple):
         check.companion(backend, self.mean, "var", self.var, shape, of="mean")
         check.companion(backend, self.mean, "batch_stats.mean", batch_stats.mean, shape, of="mean")
         check.companion(backend, self.mean, "batch_stats.var", batch_stats.var, shape, of="mean")
-        check.enough_values(batch_stats.count, unbiased)
-        xp = backend.namespace(self.mean)
-        return RunningStats(*running.update(xp, *self, batch_stats, momentum, unbiased))
+        return RunningStats(*merged(owner, self, batch_stats, momentum, unbiased, policies))

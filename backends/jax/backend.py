@@ -26,6 +26,12 @@ class JaxBackend(ArrayBackend):
     def __init__(self) -> None:
         super().__init__(jnp)
 
+    def at_hand(self, x: Array, *, wait: bool = False) -> bool:
+        return wait and not isinstance(x, jax.core.Tracer)
+
+    def constant(self, x: Array) -> Array:
+        return jax.lax.stop_gradient(x)
+
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
         return _compiled(plan, kernels.mode)(*operands)
 

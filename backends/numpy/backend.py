@@ -37,6 +37,9 @@ class NumpyBackend(ArrayBackend):
     def least(self, x: Array) -> float:
         return 0.0 if kernels.negative(x) is False else min(float(x.astype("f8", copy=False).min()), 0.0)
 
+    def at_hand(self, x: Array, *, wait: bool = False) -> bool:
+        return True
+
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
         found = kernels.apply(plan, operands, save=plan.layer == "batch_norm_train")
         if found is None:

@@ -65,6 +65,13 @@ class TensorflowBackend(ArrayBackend):
             return 0.0
         return min(float(x.numpy().astype("f8", copy=False).min()), 0.0)
 
+    def at_hand(self, x: Array, *, wait: bool = False) -> bool:
+        there = type(x) is EagerTensor or (isinstance(x, tf.Variable) and tf.executing_eagerly())
+        return there and (wait or _on_host(x))
+
+    def constant(self, x: Array) -> Array:
+        return tf.stop_gradient(x)
+
     def positions(self, x: Array, axis: int, dtype: Any) -> Array:
         n = tf.shape(x)[axis]
         return tf.reshape(tf.cast(tf.range(n), dtype), [n, *(1 for _ in x.shape[axis + 1 :])])

@@ -12,6 +12,7 @@ abs = tf.abs
 all = tf.reduce_all
 any = tf.reduce_any
 exp = tf.exp
+isfinite = tf.math.is_finite
 log = tf.math.log
 matrix_transpose = tf.linalg.matrix_transpose
 maximum = tf.maximum

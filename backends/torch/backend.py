@@ -37,9 +37,15 @@ class TorchBackend(ArrayBackend):
         return a.shape == shape and a.dtype in _FLOATING and a.device == device
 
     def least(self, x: Array) -> float:
-        if _traced(x) or not x.is_cpu or (kernels.negative(x) is False and not x.is_neg()):
+        if not self.at_hand(x) or (kernels.negative(x) is False and not x.is_neg()):
             return 0.0
         return min(x.detach().min().item(), 0.0)
+
+    def at_hand(self, x: Array, *, wait: bool = False) -> bool:
+        return not _traced(x) and (x.is_cpu or (wait and not x.is_meta))
+
+    def constant(self, x: Array) -> Array:
+        return x.detach()
 
     def at_once(self, plan: Plan, x: Array, weight: Any, bias: Any, mean: Any, var: Any) -> Array | None:
         if _traced(x):

@@ -12,30 +12,40 @@ Array = Any
 
 
 def update(
-    xp, mean: Array, var: Array, num_batches: Array | int, batch: BatchStats, momentum: float | None, unbiased: bool
+    xp,
+    mean: Array,
+    var: Array,
+    num_batches: Array | int,
+    batch: BatchStats,
+    momentum: float | None,
+    unbiased: bool,
+    *,
+    fewest: int = 1,
+    finite: bool = False,
 ) -> tuple[Array, Array, Array | int]:
     """``new = momentum * old + (1 - momentum) * batch``; ``momentum=None`` weights all batches alike.
 
-    ``unbiased`` multiplies the batch's variance by n / (n - 1). A channel with no elements keeps its old statistics,
-    and a batch with none at all does not count.
+    ``unbiased`` multiplies the batch's variance by n / (n - 1). A channel of less than ``fewest`` elements (two, where
+    ``unbiased``) keeps its old statistics, with ``finite`` also one whose new mean or variance is not finite; a batch
+    of no other channels does not count.
     """
     count = batch.count
     known = is_number(count)
-    if known and count == 0:
+    fewest = max(fewest, 2) if unbiased else fewest
+    if known and count < fewest:
         return mean, var, num_batches
     dtype = batch.var.dtype
     new_mean, new_var = batch.mean, batch.var
-    if known:
-        present = None
-        seen = num_batches + 1
-        if unbiased:
-            new_var = new_var * (count / (count - 1))
-    else:
-        present = count > 0
-        seen = num_batches + xp.astype(xp.any(present), xp.int32)
-        if unbiased:
-            n = xp.astype(count, dtype)
-            new_var = new_var * (n / xp.maximum(n - 1, xp.ones_like(n)))
+    present = None if known else count >= fewest
+    if unbiased and known:
+        new_var = new_var * (count / (count - 1))
+    elif unbiased:
+        n = xp.astype(count, dtype)
+        new_var = new_var * (n / xp.maximum(n - 1, xp.ones_like(n)))
+    if finite:
+        right = xp.isfinite(new_mean) & xp.isfinite(new_var)
+        present = right if present is None else present & right
+    seen = num_batches + (1 if present is None else xp.astype(xp.any(present), xp.int32))
 
     if momentum is None:
         share = 1 / seen if isinstance(seen, int) else 1 / xp.astype(xp.maximum(seen, xp.ones_like(seen)), dtype)
