@@ -26,8 +26,6 @@ class Layer:
     bias: Array | None
     #: Whether the layer is in training mode, which makes a difference to batch norm only.
     training: bool
-    #: Whether gradients go to weight and bias; what the layer computes is the same.
-    train_affine = True
     #: Whether ``axis=None`` stands for the last axes.
     _trailing = False
 
@@ -51,7 +49,7 @@ class Layer:
         self.dtype = check.dtype(dtype)
         self.backend = check.library(backend)[0]
         self.training = True
-        self.train_affine = check.choice("train_affine", train_affine, (True, False))
+        self.train_affine = train_affine
         self.weight = self._filled(weight, self.dtype, device, backend) if affine else None
         self.bias = self._filled(0.0, self.dtype, device, backend) if affine and bias else None
 
@@ -69,6 +67,15 @@ class Layer:
         trains.
         """
         return self._named(*self._apply(functional.vjp, x, mask=mask, lengths=lengths))
+
+    @property
+    def train_affine(self) -> bool:
+        """Whether gradients go to weight and bias."""
+        return self._train_affine
+
+    @train_affine.setter
+    def train_affine(self, value: bool) -> None:
+        self._train_affine = check.choice("train_affine", value, (True, False))
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode."""
@@ -120,7 +127,7 @@ class Layer:
 
     def _affine(self) -> tuple[Array | None, Array | None]:
         """Weight and bias; constants, where they are not trained."""
-        if self.train_affine:
+        if self._train_affine:
             return self.weight, self.bias
         weight, bias = (a if a is None else backend_of("weight", a).constant(a) for a in (self.weight, self.bias))
         return weight, bias
@@ -135,7 +142,7 @@ class Layer:
         def named(dy: Array) -> tuple[Array, dict[str, Array]]:
             found = pullback(dy)
             of_names = dict(zip(names, found[len(found) - len(names) :], strict=True))
-            return found[0], of_names if self.train_affine else {}
+            return found[0], of_names if self._train_affine else {}
 
         return y, named
 

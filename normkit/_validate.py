@@ -353,7 +353,8 @@ def fits(layer: str, x: Any, axes: tuple[int, ...], expected: tuple[int, ...], h
             f"{layer} holds parameters of type {describe(held)}; received x of type {describe(x)}: "
             f"make the layer with backend={there}."
         )
-    if _lengths_along(axes, shape) != expected:
+    lengths_along = _lengths_along.__wrapped__ if backend.tracing() else _lengths_along
+    if lengths_along(axes, shape) != expected:
         along = f"length {expected[0]} along axis {axes[0]}" if len(axes) == 1 else f"lengths {expected} along {axes}"
         raise ValueError(f"{layer} needs x of {along}; received x of shape {shape}.")
 

@@ -346,8 +346,7 @@ def batch_norm_train(
         it is false, x may be anything, and y and the gradient of x are zero
     lengths : int32 or int64 array of shape (samples,), or None. In place of a mask: how many positions of each sample
         are valid, along the first axis that is neither axis 0 nor the channels'
-    single_value : of one value per channel: "raise", or "zero": its variance is zero, y exactly the bias, and the
-        gradient of x zero
+    single_value : of one value per channel: "raise", or "zero": its variance is zero, y exactly the bias
 
     Returns
     -------
