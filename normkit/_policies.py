@@ -12,6 +12,7 @@ from . import _validate as check
 from . import _values as values
 from . import functional
 from ._dispatch import backend_of
+from .backends import Backend
 from .core import running
 from .core.moments import is_number
 from .core.normalize import BatchStats
@@ -122,16 +123,22 @@ def batch_norm(
 
 
 def merged(
-    owner: str, old: tuple, stats: BatchStats, momentum: float | None, unbiased: bool, policies: Policies
+    owner: str,
+    backend: Backend,
+    old: tuple,
+    stats: BatchStats,
+    momentum: float | None,
+    unbiased: bool,
+    policies: Policies,
 ) -> tuple[Array, Array, Array | int]:
     """Running mean, variance and number of batches with those of a batch, as ``owner``'s policies have it."""
-    backend = backend_of("mean", old[0])
     policy = policies.single_value
     fewest = 2 if unbiased or policy is not None else 1
-    if policies.empty_batch == "raise":
-        values.elements(owner, backend, stats)
-    if policy == "raise" or (policy is None and unbiased):
-        values.several_counted(backend, stats, policy)
+    if type(stats.count) is not int or stats.count < fewest:
+        if policies.empty_batch == "raise":
+            values.elements(owner, backend, stats)
+        if policy == "raise" or (policy is None and unbiased):
+            values.several_counted(backend, stats, policy)
     if policies.nonfinite == "raise":
         values.finite(owner, backend, stats, fewest)
     xp, finite = backend.namespace(old[0]), policies.nonfinite == "skip"

@@ -348,11 +348,13 @@ class BatchNorm(Policed, Layer):
     def _run(self, run, x, **valid):
         options = {"axis": self._axes[0], "eps": self.eps, **valid}
         mean, var, _ = self.running
-        if not self.training and self._policies is USUAL:
-            return run(functional.batch_norm, x, mean, var, *self._affine(), **options)
-        y, stats, pullback = batch_norm(
-            self._policies, self.training, run, functional.batch_norm_train, x, mean, var, *self._affine(), **options
-        )
+        train, affine = functional.batch_norm_train, self._affine()
+        if self._policies is not USUAL:
+            y, stats, pullback = batch_norm(self._policies, self.training, run, train, x, mean, var, *affine, **options)
+        elif self.training:
+            (y, stats), pullback = run(train, x, *affine, **options)
+        else:
+            return run(functional.batch_norm, x, mean, var, *affine, **options)
         if stats is not None:
             self.running = self.running._merged("BatchNorm", stats, self.momentum, self.unbiased, self._policies)
         return y, pullback

@@ -69,9 +69,9 @@ class RunningStats(NamedTuple):
         A batch counts (``num_batches``) where one of its channels does. Counts of elements that are not at hand in host
         memory are not looked at by ``single_value``: a channel with one element is left as it is then.
         """
-        policies = Policies(single_value, empty_batch, nonfinite)
-        if policies != _USUAL:
-            checked(policies, _USUAL)
+        policies = _USUAL
+        if single_value is not None or empty_batch != "keep" or nonfinite != "propagate":
+            policies = checked(Policies(single_value, empty_batch, nonfinite), _USUAL)
         return self._merged("RunningStats.update", batch_stats, momentum, unbiased, policies)
 
     def _merged(
@@ -85,4 +85,4 @@ class RunningStats(NamedTuple):
         check.companion(backend, self.mean, "var", self.var, shape, of="mean")
         check.companion(backend, self.mean, "batch_stats.mean", batch_stats.mean, shape, of="mean")
         check.companion(backend, self.mean, "batch_stats.var", batch_stats.var, shape, of="mean")
-        return RunningStats(*merged(owner, self, batch_stats, momentum, unbiased, policies))
+        return RunningStats(*merged(owner, backend, self, batch_stats, momentum, unbiased, policies))
