@@ -1,4 +1,4 @@
-"""The command `normkit`: check, info and bench are here, convert and inspect in _convert, study in study/command.py."""
+"""The command `normkit`: check, info, bench are here; convert, inspect, study, divergences in files of their own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 import normkit
-from normkit import _check, _compare, _info, _page, _table
+from normkit import _check, _compare, _divergences, _info, _page, _table
 from normkit._convert import commands
 from normkit._terminal import color_option, console, json_option, replaced, written
 from normkit.conformance.cases import DTYPES
@@ -193,3 +193,4 @@ def _progress() -> Iterator[Callable[[str, str, float], None]]:
 main.add_command(commands.convert)
 main.add_command(commands.inspect_command)
 main.add_command(study)
+main.add_command(_divergences.divergences)

@@ -53,7 +53,7 @@ NUMBERS = (
         "TensorFlow's fused batch norm once raised eps to 1.001e-5, which keras.applications still carry",
         {"tf.nn": "https://www.tensorflow.org/api_docs/python/tf/compat/v1/nn/fused_batch_norm"},
         (
-            Side("raised to 1.001e-5", ("tf.nn before 2.6", "tf.nn on a GPU")),
+            Side("raised to 1.001e-5", ("TensorFlow 1",)),
             Side("as it is written", ("tf.nn",), "eps"),
         ),
         unseen="on the processor, the TensorFlow that is current takes eps as it is written",
@@ -64,7 +64,10 @@ NUMBERS = (
         "the variance is E[x**2] - E[x]**2, which loses every digit where the mean is large against the spread",
         {"flax": _FLAX, "keras": "https://github.com/keras-team/keras/pull/18795", "haiku": _HAIKU},
         (
-            Side("E[x²] - E[x]²", ("Flax", "Linen", "jax.nn.standardize")),
+            Side(
+                "E[x²] - E[x]²",
+                ("Flax", "Linen", "jax.nn.standardize", "Haiku BatchNorm", "Keras BatchNormalization on torch"),
+            ),
             Side("centred first", ("torch", "Keras", "Haiku", "Equinox", "ONNX"), "always"),
         ),
     ),
@@ -75,7 +78,7 @@ NUMBERS = (
         {"torch": f"{_TORCH}5410", "keras": _KERAS_SOURCE, "tf.nn": _TF_KERNEL},
         (
             Side("x·a + b", ("torch", "tf.nn", "Keras on jax", "Keras on tensorflow")),
-            Side("(x - mean)·a + b", ("Flax", "Haiku", "Equinox", "Keras on torch"), "always"),
+            Side("(x - mean)·a + b", ("Flax", "Equinox"), "always"),
         ),
     ),
     Divergence(
@@ -145,8 +148,8 @@ NUMBERS = (
         "in float16 and bfloat16, y is rounded before the weight is applied, and after it once more; or only after",
         {"transformers": f"{_TRANSFORMERS}issues/30236", "onnx": f"{_ONNX}RMSNormalization.html"},
         (
-            Side("before and after", ("ONNX", "transformers Llama")),
-            Side("after", ("torch", "Keras", "Flax", "transformers Gemma"), "always"),
+            Side("before and after", ("transformers Llama",)),
+            Side("after", ("torch", "Keras", "Flax", "onnxruntime"), "always"),
         ),
         "for float16 and bfloat16 x, the weight is applied on the other side of the rounding",
     ),
@@ -187,7 +190,7 @@ NUMBERS = (
         "torch and ONNX divide alpha by the window's size, TensorFlow does not and says the window's radius",
         {"tf.nn": "https://www.tensorflow.org/api_docs/python/tf/nn/local_response_normalization"},
         (
-            Side("the size", ("torch", "ONNX")),
+            Side("the size", ("torch", "onnxruntime")),
             Side("nothing", ("tf.nn",)),
         ),
     ),

@@ -39,7 +39,7 @@ SHAPES = (
         {"keras": _KERAS_SOURCE, "torch": "https://github.com/pytorch/pytorch/issues/71465"},
         (
             Side("any axis", ("Flax", "Haiku"), "axis=1"),
-            Side("trailing axes only", ("torch", "Keras")),
+            Side("others than trailing ones are refused", ("torch", "Keras")),
         ),
     ),
     Divergence(
@@ -48,7 +48,7 @@ SHAPES = (
         "ONNX's InstanceNormalization has both always, torch's layers and the JAX libraries' have a switch for each",
         {"onnx": f"{_ONNX}InstanceNormalization.html"},
         (
-            Side("both or none", ("ONNX",)),
+            Side("one alone is refused", ("ONNX",)),
             Side("one alone", ("torch", "Keras", "Flax"), "weight, bias"),
         ),
         "a framework that has weight and bias together or not at all gets the missing one: ones or zeros",
@@ -117,7 +117,7 @@ SHAPES = (
         (
             Side("weight, bias, running_mean, running_var, num_batches_tracked", ("torch",), "state_dict()"),
             Side("gamma, beta, moving_mean, moving_variance", ("Keras",), 'convert(to="keras")'),
-            Side("scale, bias, mean, var", ("Flax",), 'convert(to="flax")'),
+            Side("scale, bias, mean, var", ("Flax",), 'convert(to="nnx")'),
         ),
         "arrays are taken by name; what one side does not store is named",
     ),
