@@ -120,8 +120,8 @@ class Demonstration:
         for outcome in self.own:
             by = "" if outcome.argument == "always" else f" with {outcome.argument}"
             peers = next((g for g in groups if self.same(g[0], outcome)), None)
-            like = f"like {_names(peers)}" if peers else "like none of them" if groups else "here"
-            own.append(f"{self._figures([outcome], 'gives')}{by}, {like}")
+            like = f", like {_names(peers)}" if peers else ", like none of them" if groups else ""
+            own.append(f"{self._figures([outcome], 'gives')}{by}{like}")
         if own:
             parts.append(f"normkit {', and '.join(own)}")
         return f"{'; '.join(parts)}."
