@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import normkit as nk
+from normkit._dispatch import backend_of
 from normkit.backends import kernels
-from normkit.conformance import variants
+from normkit.conformance import oracle, variants
 from normkit.conformance.checks import assert_close, unchanged
 from normkit.conformance.libraries import first
 from normkit.conformance.misfits import arrays, refused
@@ -41,32 +42,42 @@ def _check(library, dtype, case):
     given = variants.given(library, case, values, dtype)
     with unchanged(library, given):
         out, found = _taken(library, case, given)
-    assert_close(library, first(out), variants.forward(case, values), library.kind(given["x"]), "forward")
+    assert_close(library, first(out), variants.forward(case, values), library.kind(given[case.names[0]]), "forward")
     reference = variants.vjp(case, values)
-    assert found.keys() == reference.keys()
+    assert found.keys() >= reference.keys()
     for name, gradient in found.items():
+        if name not in reference:
+            assert not library.numpy(gradient).any()
+            continue
         assert_close(library, gradient, reference[name], library.kind(given[name]), "gradient")
 
 
-@pytest.mark.grid(cases=variants.FEW, thrifty=variants.FEWER[:3])
+@pytest.mark.grid(cases=variants.FEW, thrifty=variants.FEWER[:2])
 def test_second_order(library, case):
     if not library.differentiates:
         pytest.skip(f"{library.name} differentiates nothing by itself; nk.vjp is first order")
     values = case.operands("float32")
     given = variants.given(library, case, values, "float32")
     rng = np.random.default_rng(1)
-    directions = {n: variants.rounded(rng.normal(size=values[n].shape), "float32") for n in case.names}
+    directions = {n: variants.rounded(rng.normal(size=values[n].shape), "float32") for n in case.output}
     options = {**case.options, **({"mask": given["mask"]} if case.masked else {})}
-    args, along = [given[n] for n in case.names], [library.array(directions[n], "float32") for n in case.names]
-    found = library.hessian_product(getattr(nk, case.function), args, options, given["dy"], along)
+
+    def function(*arrays):
+        named = {**given, **dict(zip(case.output, arrays, strict=True))}
+        return getattr(nk, case.function)(*(named[n] for n in case.names), **options)
+
+    args, along = [given[n] for n in case.output], [library.array(directions[n], "float32") for n in case.output]
+    found = library.hessian_product(function, args, {}, given["dy"], along)
     reference = variants.hessian_product(case, values, directions)
-    for name, product in zip(case.names, found.values(), strict=True):
+    for name, product in zip(case.output, found.values(), strict=True):
         assert_close(library, product, reference[name], library.kind(given[name]), "second order")
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_virtual_batches_leave_statistics_of_the_whole(library, axis):
     """Far from zero, too: they are merged from counts, means and centred squares."""
+    if library.thrifty and axis != 1:
+        pytest.skip("one axis is enough where each takes seconds to compile")
     x = variants.rounded(np.random.default_rng(0).normal(1e4, 1.0, (12, 6, 6)) + np.arange(6)[:, None], "float32")
     mask = np.random.default_rng(1).random(x.shape) > 0.5
     given, seen = library.array(x, "float32"), library.array(mask, "bool")
@@ -106,9 +117,9 @@ def test_norms_at_the_ends_of_the_range(library, p, scale):
     values = case.operands("float32", np.random.default_rng(0).normal(0.5, 1.5, case.shape) * scale)
     given = variants.given(library, case, values, "float32")
     y, found = _taken(library, case, given)
-    assert_close(library, y, variants.forward(case, values), library.kind(given["x"]), "forward")
+    assert_close(library, y, variants.forward(case, values), library.kind(given[case.names[0]]), "forward")
     reference = variants.vjp(case, values, h=2.0**-14 * scale)
-    assert_close(library, found["x"], reference["x"], library.kind(given["x"]), "gradient")
+    assert_close(library, found["x"], reference["x"], library.kind(given[case.names[0]]), "gradient")
 
 
 @pytest.mark.parametrize("p", [1, 2, math.inf])
@@ -122,7 +133,118 @@ def test_running_statistics_of_norms(library, p):
     assert_close(library, inference, library.numpy(y).astype(variants.Real), library.kind(x), "forward")
 
 
+@pytest.mark.grid(dtypes=["bfloat16", "float16"])
+@pytest.mark.parametrize(("cast", "offset"), [("input", 0.0), ("output", 0.0), ("output", 1.0), ("input", 1.0)])
+def test_where_rms_norm_rounds(library, dtype, cast, offset):
+    """Element by element the narrow number that the definition has; of the other cast point, many are not."""
+    rng = np.random.default_rng(0)
+    x, w = (variants.rounded(rng.normal(size=n), dtype) for n in ((64, 96), 96))
+    dy = variants.rounded(rng.normal(size=x.shape), dtype)
+    given = [library.array(a, dtype) for a in (x, w, dy)]
+    y, (dx, dweight) = _with_gradients(
+        library, nk.rms_norm, given[:2], {"weight_offset": offset, "cast": cast}, given[2]
+    )
+    xhat = oracle.rms_norm(x).astype(float)
+    expected, other = variants.rounded(variants.rounded(xhat, dtype) * (w + offset), dtype), xhat * (w + offset)
+    expected, other = (expected, other) if cast == "input" else (variants.rounded(other, dtype), expected)
+    off = library.numpy(y) != expected
+    # Where float32 is within its own rounding of the middle between two narrow numbers.
+    assert off.mean() < 1e-3 and (library.numpy(y) != variants.rounded(other, dtype)).mean() > 0.05
+    met = variants.rounded(xhat, dtype) if cast == "input" else xhat
+    kind = library.kind(given[1])
+    assert_close(library, dweight, (dy * met).sum(axis=0).astype(variants.Real), kind, "gradient")
+    reference = oracle.vjp("rms_norm", {"x": x, "weight": w}, dy, {"weight_offset": offset})["x"]
+    assert_close(library, dx, reference, kind, "gradient")
+
+
+def _with_gradients(library, function, args, options, dy):
+    out, found = library.vjp(function, args, options, dy)
+    return first(out), list(found.values())
+
+
+def test_renormalization_between_training_and_inference(library):
+    """With r = 1 and d = 0 batch norm in training; without bounds, batch norm in inference."""
+    rng = np.random.default_rng(4)
+    x, mean, w = (library.array(rng.normal(1, 2, n), "float32") for n in ((8, 5), 5, 5))
+    var = library.array(rng.uniform(0.5, 3, 5), "float32")
+    y, stats = nk.batch_renorm_train(x, mean, var, w, r_max=1, d_max=0)
+    same, whole = nk.batch_norm_train(x, w)
+    assert np.array_equal(library.numpy(y), library.numpy(same))
+    assert np.array_equal(library.numpy(stats.var), library.numpy(whole.var)) and stats.count == whole.count
+    y, _ = nk.batch_renorm_train(x, mean, var, w, r_max=math.inf, d_max=math.inf)
+    expected = oracle.batch_norm(*(library.numpy(a) for a in (x, mean, var, w)))
+    assert_close(library, y, expected, library.kind(x), "forward")
+
+
+def test_bounds_as_arrays(library):
+    """So that a compiled step takes new ones."""
+    rng = np.random.default_rng(5)
+    x, mean = (library.array(rng.normal(2, 2, n), "float32") for n in ((8, 5), 5))
+    var = library.array(np.ones(5), "float32")
+    xp = backend_of("x", x).namespace(x)
+    bounds = [xp.reshape(library.array(np.array([n]), "float32"), ()) for n in (1.5, 0.5)]
+    y, _ = nk.batch_renorm_train(x, mean, var, r_max=bounds[0], d_max=bounds[1])
+    same, _ = nk.batch_renorm_train(x, mean, var, r_max=1.5, d_max=0.5)
+    assert np.array_equal(library.numpy(y), library.numpy(same))
+
+
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+def test_vectors_below_the_floor(library, p):
+    """They are divided by eps, and so is their gradient; zero stays zero."""
+    x = library.array(np.array([[0.0, 0.0, 0.0], [1e-4, 0.0, -2e-4], [3.0, 4.0, 0.0]]), "float32")
+    dy = library.array(np.ones((3, 3)), "float32")
+    y, (dx,) = _with_gradients(library, nk.normalize, [x], {"p": p, "eps": 1e-3}, dy)
+    y, dx = library.numpy(y), library.numpy(dx)
+    assert not y[0].any() and np.allclose(y[1], [0.1, 0, -0.2], rtol=1e-6)
+    assert np.allclose(dx[:2], 1e3, rtol=1e-6) and np.abs(dx[2]).max() < 1
+    assert np.isclose(np.linalg.norm(y[2], p), 1, rtol=1e-6)
+    assert not library.numpy(nk.normalize(x, p=p))[0].any()
+
+
+def test_the_threshold_where_y_meets_it(library):
+    """A tie's gradient is the threshold's, in every library; NaN is not cut off."""
+    x = library.array(np.array([[[0.0, 1.0, -1.0]]]), "float32")
+    zero, dy = library.array(np.zeros(1), "float32"), library.array(np.ones((1, 1, 3)), "float32")
+    y, (_, dt) = _with_gradients(library, nk.filter_response_norm, [x, None, None, zero], {}, dy)
+    assert library.numpy(dt).tolist() == [2.0] and library.numpy(y)[0, 0, 0] == 0
+    nan = library.array(np.array([[[np.nan, 1.0, 2.0]]]), "float32")
+    assert np.isnan(library.numpy(nk.filter_response_norm(nan, threshold=zero))).all()
+
+
 REFUSED = {
+    "r_max below 1": (
+        lambda a: nk.batch_renorm_train(a.x, a.mean, a.var, r_max=0.5),
+        ValueError, r"r_max must be at least 1; received 0\.5\.",
+    ),
+    "d_max below 0": (
+        lambda a: nk.batch_renorm_train(a.x, a.mean, a.var, d_max=-1.0),
+        ValueError, r"d_max must be at least 0; received -1\.0\.",
+    ),
+    "d_max NaN": (
+        lambda a: nk.batch_renorm_train(a.x, a.mean, a.var, d_max=math.nan),
+        ValueError, r"d_max must be at least 0; received nan\.",
+    ),
+    "running statistics of another shape": (
+        lambda a: nk.batch_renorm_train(a.x, a.short, a.var),
+        ValueError, r"mean must have shape \(4,\); received shape \(3,\)\.",
+    ),
+    "a cast to nowhere": (
+        lambda a: nk.rms_norm(a.x, cast="float32"),
+        ValueError, r"cast must be 'output' or 'input'; received 'float32'\.",
+    ),
+    "kernels of one value": (
+        lambda a: nk.weight_standardization(a.mean),
+        ValueError, r"weight_standardization needs more than one value for each output channel.*",
+    ),
+    "gain of another shape": (
+        lambda a: nk.weight_standardization(a.x, a.weight),
+        ValueError, r"gain must have shape \(2,\); received shape \(4,\)\.",
+    ),
+    "threshold of another shape": (
+        lambda a: nk.filter_response_norm(a.x, threshold=a.short),
+        ValueError, r"threshold must have shape \(4,\); received shape \(3,\)\.",
+    ),
+    "p = 4": (lambda a: nk.normalize(a.x, p=4), ValueError, r"p must be 1, 2 or infinity; received 4\."),
     "virtual batches that do not divide": (
         lambda a: nk.batch_norm_train(a.x, virtual_batch_size=3),
         ValueError, r"virtual_batch_size must divide the batch, 2 samples; received 3\.",
@@ -164,6 +286,9 @@ def test_bad_input(library, row):
     [
         (lambda x: nk.batch_norm_train(x, virtual_batch_size=2), "the batch is normalized as several."),
         (lambda x: nk.lp_layer_norm(x, p=1), "x is divided by a p-norm."),
+        (lambda x: nk.normalize(x), "x is divided by a p-norm."),
+        (lambda x: nk.rms_norm(x, cast="input"), "what is normalized is rounded before the weight."),
+        (lambda x: nk.filter_response_norm(x[None]), "channels are not centred."),
     ],
 )
 def test_no_kernel_is_written_for_it(library, monkeypatch, call, words):

@@ -8,8 +8,9 @@ from ._replace import replace, restore
 from .core.normalize import BatchStats
 from .functional import batch_norm, batch_norm_train, group_norm, instance_norm, layer_norm, rms_norm, vjp
 from .layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
+from .lp_norms import lp_batch_norm_train, lp_layer_norm, normalize
 from .stats import RunningStats
-from .variants import lp_batch_norm_train, lp_layer_norm
+from .variants import batch_renorm_train, filter_response_norm, weight_standardization
 
 if TYPE_CHECKING:
     from ._convert import convert, inspect
@@ -26,7 +27,9 @@ __all__ = [
     "RunningStats",
     "batch_norm",
     "batch_norm_train",
+    "batch_renorm_train",
     "convert",
+    "filter_response_norm",
     "fold",
     "group_norm",
     "inspect",
@@ -34,12 +37,14 @@ __all__ = [
     "layer_norm",
     "lp_batch_norm_train",
     "lp_layer_norm",
+    "normalize",
     "recalibrate",
     "replace",
     "restore",
     "rms_norm",
     "statistics_gap",
     "vjp",
+    "weight_standardization",
 ]
 
 #: Where the names are that are loaded when they are first asked for.

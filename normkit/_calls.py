@@ -19,6 +19,9 @@ Array = Any
 #: By whom, what is to be done, to which arrays. A plain tuple: the others take longer to make.
 Call = tuple[Backend, Plan, Operands]
 
+#: What is rounded to a narrow x's dtype: y alone, or what the weight is multiplied with as well.
+CASTS = ("output", "input")
+
 
 def at_once(x, weight, bias, mean, var, mask, lengths, build: Callable[..., Plan], *args: Any) -> Array | None:
     """``y`` of a call like one before it, whose arrays need no other look than the kernels' own; else ``None``."""
@@ -36,10 +39,12 @@ def layer_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-5, mask=None, lengt
     return _checked(*_planned(x, layer_plan, axis, eps), Operands(x, weight, bias, None, None, mask), lengths)
 
 
-def rms_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-6, weight_offset=0.0, mask=None, lengths=None) -> Call:
-    return _checked(
-        *_planned(x, rms_plan, axis, eps, weight_offset), Operands(x, weight, bias, None, None, mask), lengths
-    )
+def rms_norm(
+    x, weight=None, bias=None, *, axis=-1, eps=1e-6, weight_offset=0.0, cast="output", mask=None, lengths=None
+) -> Call:
+    point = () if cast == "output" else (check.choice("cast", cast, CASTS),)
+    planned = _planned(x, rms_plan, axis, eps, weight_offset, *point)
+    return _checked(*planned, Operands(x, weight, bias, None, None, mask), lengths)
 
 
 def group_norm(x, num_groups, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None, lengths=None) -> Call:
@@ -99,6 +104,22 @@ def lp_batch_norm_train(
     return _checked(*planned, Operands(x, weight, bias, None, None, mask), lengths)
 
 
+def normalize(x, *, p=2, axis=-1, eps=1e-12, mask=None, lengths=None) -> Call:
+    return _checked(*_planned(x, unit_plan, axis, eps, check.order(p)), Operands(x, mask=mask), lengths)
+
+
+def filter_response_norm(x, weight=None, bias=None, *, axis=1, eps=1e-6, mask=None, lengths=None) -> Call:
+    planned = _planned(x, filter_response_plan, axis, eps)
+    return _checked(*planned, Operands(x, weight, bias, None, None, mask), lengths)
+
+
+def weight_standardization(kernel, gain=None, *, axis=0, eps=1e-6) -> Call:
+    backend, plan = _planned(kernel, kernel_plan, axis, eps)
+    if gain is not None:
+        check.companion(backend, kernel, "gain", gain, tuple(plan.param_shape), of="kernel")
+    return backend, plan, Operands(kernel, gain)
+
+
 def _checked(backend: Backend, plan: Plan, operands: Operands, lengths: Array | None) -> Call:
     if lengths is not None or operands.mask is not None:
         operands = operands._replace(mask=check.valid(backend, plan, operands.x, operands.mask, lengths))
@@ -109,9 +130,9 @@ def layer_plan(shape: Shape, axis, eps) -> Plan:
     return plans.layer_plan(shape, check.several_axes(axis, shape), check.epsilon(eps))
 
 
-def rms_plan(shape: Shape, axis, eps, weight_offset) -> Plan:
+def rms_plan(shape: Shape, axis, eps, weight_offset, cast="output") -> Plan:
     offset = check.finite("weight_offset", weight_offset)
-    return plans.rms_plan(shape, check.several_axes(axis, shape), check.epsilon(eps), offset)
+    return plans.rms_plan(shape, check.several_axes(axis, shape), check.epsilon(eps), offset, cast)
 
 
 def group_plan(shape: Shape, num_groups, axis, eps) -> Plan:
@@ -164,6 +185,22 @@ def lp_layer_plan(shape: Shape, axis, eps, p, centred, consistent) -> Plan:
 
 def lp_batch_plan(shape: Shape, axis, eps, p, centred, consistent) -> Plan:
     return plans.lp_plan("lp_batch_norm_train", batch_train_plan(shape, axis, eps), p, centred, consistent)
+
+
+def unit_plan(shape: Shape, axis, eps, p) -> Plan:
+    return plans.unit_plan(shape, check.several_axes(axis, shape), p, check.epsilon(eps))
+
+
+def filter_response_plan(shape: Shape, axis, eps) -> Plan:
+    plan = plans.filter_response_plan(shape, check.channel_axis(axis, shape), check.epsilon(eps))
+    check.reduces(plan)
+    return plan
+
+
+def kernel_plan(shape: Shape, axis, eps) -> Plan:
+    plan = plans.kernel_plan(shape, check.channel_axis(axis, shape), check.epsilon(eps))
+    check.several_taps(plan)
+    return plan
 
 
 @functools.lru_cache(maxsize=4096, typed=True)

@@ -245,6 +245,24 @@ def divides(plan: Plan, size: int) -> None:
         raise ValueError(f"virtual_batch_size must divide the batch, {n} samples; received {size}.")
 
 
+def several_taps(plan: Plan) -> None:
+    """The kernel of one output channel has more than one value."""
+    if plan.count == 1 or not plan.axes:
+        raise ValueError(
+            f"weight_standardization needs more than one value for each output channel, one has no variance; received "
+            f"a kernel of shape {tuple(plan.shape)}."
+        )
+
+
+def bound(name: str, value: Any, least: float) -> Any:
+    """A number that is not less, or an array of shape (), whose value is not looked at."""
+    if getattr(value, "shape", None) == () and hasattr(value, "dtype"):
+        return value
+    if math.isnan(found := number(name, value)) or found < least:
+        raise ValueError(f"{name} must be at least {least:g}; received {value}.")
+    return found
+
+
 def order(p: Any) -> float:
     """The p of a p-norm that there is."""
     value = number("p", p)

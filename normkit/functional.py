@@ -79,6 +79,7 @@ def rms_norm(
     axis: int | tuple[int, ...] = -1,
     eps: float = 1e-6,
     weight_offset: float = 0.0,
+    cast: str = "output",
     mask: Array | None = None,
     lengths: Array | None = None,
 ) -> Array:
@@ -93,6 +94,8 @@ def rms_norm(
     axis : the normalized axis or axes; negative values count from the end
     eps : a number >= 0, added to the mean square
     weight_offset : added to the weight in the accumulation dtype; 1.0 for models whose weight is a deviation from one
+    cast : where float16 and bfloat16 x is rounded to its dtype: "output", once, after weight and bias, or "input", what
+        is normalized before it meets the weight, and y after that
     mask : boolean array that broadcasts to x, or None. Statistics are taken over the elements where it is true; where
         it is false, x may be anything, and y and the gradient of x are zero
     lengths : int32 or int64 array of shape (samples,), or None. In place of a mask: how many positions of each sample
@@ -107,8 +110,8 @@ def rms_norm(
     TypeError
         x is no floating-point array, or a parameter is of another library.
     ValueError
-        An axis is out of range, given twice or empty, a parameter has another shape or device, or eps is negative or
-        NaN; mask or lengths do not fit x.
+        An axis is out of range, given twice or empty, a parameter has another shape or device, cast is another word, or
+        eps is negative or NaN; mask or lengths do not fit x.
 
     Notes
     -----
@@ -122,17 +125,20 @@ def rms_norm(
     weight         weight                   scale                      scale                 scale
     bias           no                       no                         no                    no
     weight_offset  no                       no                         no                    no
+    cast           "output"                 "output"                   "output"              "input"
     mask           no                       no                         mask                  no
     =============  =======================  =========================  ====================  ====================
 
+    What the models of transformers do by name is in :class:`normkit.RMSNorm`, ``style``.
+
     Source: Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467.
     """
-    y = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.rms_plan, axis, eps, weight_offset)
-    if y is not None:
-        return y
-    return _run(
-        _calls.rms_norm(x, weight, bias, axis=axis, eps=eps, weight_offset=weight_offset, mask=mask, lengths=lengths)
-    )
+    if cast == "output":
+        y = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.rms_plan, axis, eps, weight_offset)
+        if y is not None:
+            return y
+    options = {"axis": axis, "eps": eps, "weight_offset": weight_offset, "cast": cast}
+    return _run(_calls.rms_norm(x, weight, bias, **options, mask=mask, lengths=lengths))
 
 
 def group_norm(
@@ -426,9 +432,12 @@ def vjp(fn: Callable, *args: Any, **kwargs: Any) -> tuple[Any, Callable[[Array],
     ValueError
         dy has another shape than y.
     """
+    if fn in COMPOSED:
+        return COMPOSED[fn](*args, **kwargs)
     binder = BINDERS.get(fn)
     if binder is None:
-        raise TypeError(f"fn must be one of {', '.join(f.__name__ for f in BINDERS)}; received {fn!r}.")
+        names = ", ".join(f.__name__ for f in (*BINDERS, *COMPOSED))
+        raise TypeError(f"fn must be one of {names}; received {fn!r}.")
     backend, plan, operands = binder(*args, **kwargs)
     y, stats, gradients = backend.vjp(plan, operands)
     order = ("x", "mean", "var", "weight", "bias")
@@ -456,3 +465,6 @@ BINDERS: dict[Callable, Callable[..., Call]] = {
     batch_norm: _calls.batch_norm,
     batch_norm_train: _calls.batch_norm_train,
 }
+
+#: The same for functions of more than one plan: each with its own vjp.
+COMPOSED: dict[Callable, Callable[..., tuple[Any, Callable]]] = {}

@@ -1,47 +1,171 @@
-"""Relatives of the five norms, as pure functions on the same core."""
+"""Batch renormalization, filter response normalization and weight standardization, on the same core."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from . import _calls, functional
+from . import _validate as check
+from .core.moments import Habits, accumulation_dtype, masked, total
 from .core.normalize import BatchStats
 
 Array = Any
 
 
-def lp_layer_norm(
+def batch_renorm_train(
     x: Array,
+    mean: Array,
+    var: Array,
     weight: Array | None = None,
     bias: Array | None = None,
     *,
-    p: float,
-    axis: int | tuple[int, ...] = -1,
+    r_max: float | Array = 3.0,
+    d_max: float | Array = 5.0,
+    axis: int = 1,
     eps: float = 1e-5,
-    centred: bool = False,
-    consistent: bool = False,
     mask: Array | None = None,
     lengths: Array | None = None,
-) -> Array:
-    """Layer norm by the mean p-norm in the place of the standard deviation.
+) -> tuple[Array, BatchStats]:
+    """Batch norm in training, corrected to what running statistics would give: batch renormalization.
 
-    ``y = (x - mean) / sqrt(norm**2 + eps) * weight + bias``, with ``norm = mean(|x|**p)**(1/p)`` over ``axis``, of x as
-    it is (``centred=True``: of x - mean), and for p = inf the largest ``|x|``.
+    ``y = ((x - m) / sqrt(v + eps) * r + d) * weight + bias``, with mean m and biased variance v of the batch,
+    ``r = clip(sqrt((v + eps) / (var + eps)), 1 / r_max, r_max)`` and
+    ``d = clip((m - mean) / sqrt(var + eps), -d_max, d_max)``. No derivative sees r and d.
 
     Parameters
     ----------
-    x : array, floating-point, any shape
-    weight, bias : array of the shape of the normalized axes, in ascending axis order, or None
-    p : 1, 2 or infinity
-    axis : the normalized axis or axes; negative values count from the end
-    eps : a number >= 0, added to the square of the norm
-    centred : take the norm of x - mean; with p = 2 this is :func:`normkit.layer_norm`
-    consistent : multiply the norm so that it estimates the standard deviation of Gaussian x: by ``sqrt(pi / 2)`` for
-        p = 1, by ``(1 + sqrt(pi * ln(4))) / (2 * sqrt(2 * ln(n)))`` for p = inf and n elements
-    mask : boolean array that broadcasts to x, or None. Statistics are taken over the elements where it is true; where
-        it is false, x may be anything, and y and the gradient of x are zero
-    lengths : int32 or int64 array of shape (samples,), or None. In place of a mask: how many positions of each sample
-        are valid, along the first axis that is neither axis 0 nor normalized
+    x : array, floating-point, at least two axes
+    mean, var : the running statistics, arrays of shape (channels,)
+    weight, bias : array of shape (channels,), or None
+    r_max : a number >= 1, or an array of shape (), so that a compiled step takes a new one. With ``r_max=1, d_max=0``
+        this is :func:`normkit.batch_norm_train`, with ``inf`` for both :func:`normkit.batch_norm`, but for the gradient
+    d_max : a number >= 0, or an array of shape ()
+    axis : the channel axis; negative values count from the end
+    eps : a number >= 0, added to the variances
+    mask, lengths : as in :func:`normkit.batch_norm_train`
+
+    Returns
+    -------
+    y : array of x's shape, library, dtype, device and layout
+    stats : BatchStats(mean, var, count) of the batch, for ``RunningStats.update``; not differentiated
+
+    Raises
+    ------
+    TypeError
+        x is no floating-point array, or another array is of another library.
+    ValueError
+        r_max is below 1 or d_max below 0; statistics have another shape, or var is negative; else as
+        :func:`normkit.batch_norm_train`.
+
+    Notes
+    -----
+    The batch is looked at twice: for r and d, and to be normalized. The gradients of mean and var are zero.
+
+    =======  ======================  ================================  ==========================================
+    here     Ioffe 2017              Keras 2 BatchNormalization        chainer BatchRenormalization
+    =======  ======================  ================================  ==========================================
+    r_max    r_max, from 1 to 3      renorm_clipping["rmax"], and      rmax = 1
+                                     1 / renorm_clipping["rmin"]
+    d_max    d_max, from 0 to 5      renorm_clipping["dmax"]           dmax = 0
+    mean     moving average          renorm_mean                       running_mean
+    var      moving average of the   renorm_stddev, the same           running_var
+             deviation, squared
+    =======  ======================  ================================  ==========================================
+
+    Source: Ioffe, "Batch Renormalization", arXiv:1702.03275.
+    """
+    backend, plan, operands, _ = _renormalized(x, mean, var, weight, bias, r_max, d_max, axis, eps, mask, lengths)
+    y, stats = backend.apply(plan, operands)
+    assert stats is not None
+    return y, stats
+
+
+class _Correction(NamedTuple):
+    r: Array
+    d: Array
+
+
+def _renormalized(x, mean, var, weight, bias, r_max, d_max, axis, eps, mask, lengths):
+    """Batch norm whose weight and bias hold r and d."""
+    r_max, d_max = check.bound("r_max", r_max, 1), check.bound("d_max", d_max, 0)
+    # What is refused of batch norm in inference is refused here.
+    _calls.batch_norm(x, mean, var, weight, bias, axis=axis, eps=eps)
+    backend, plan, operands = _calls.batch_norm_train(x, axis=axis, eps=eps, mask=mask, lengths=lengths)
+    xp = backend.namespace(x)
+    stats = backend.apply(plan, operands._replace(x=backend.constant(x)))[1]
+    assert stats is not None
+    dtype = stats.var.dtype
+
+    def wide(a):
+        return xp.astype(a, dtype, copy=False)
+
+    def clipped(a, least, most):
+        one = xp.ones_like(a)
+        return xp.minimum(xp.maximum(a, wide(one * least)), wide(one * most))
+
+    def root(a):
+        spread = xp.sqrt(a + plan.eps)
+        return spread if plan.eps else xp.where(spread > 0, spread, xp.ones_like(spread))
+
+    mean, var = wide(backend.constant(mean)), wide(backend.constant(var))
+    spread = root(var)
+    r = clipped(root(stats.var) / spread, 1 / r_max, r_max)
+    d = clipped((stats.mean - mean) / spread, -d_max, d_max)
+    scale, shift = r, d
+    if weight is not None:
+        scale, shift = r * wide(weight), d * wide(weight)
+    if bias is not None:
+        shift = shift + wide(bias)
+    return backend, plan, operands._replace(weight=scale, bias=shift), _Correction(r, d)
+
+
+def _renorm_vjp(
+    x, mean, var, weight=None, bias=None, *, r_max=3.0, d_max=5.0, axis=1, eps=1e-5, mask=None, lengths=None
+) -> tuple[Any, Callable[[Array], tuple[Array, ...]]]:
+    found = _renormalized(x, mean, var, weight, bias, r_max, d_max, axis, eps, mask, lengths)
+    backend, plan, operands, (r, d) = found
+    xp = backend.namespace(x)
+    y, stats, gradients = backend.vjp(plan, operands)
+
+    def pullback(dy: Array) -> tuple[Array, ...]:
+        check.companion(backend, x, "dy", dy, tuple(backend.shape(x)))
+        dx, of_scale, of_shift, *_ = gradients(dy)
+        taken = [dx, xp.zeros_like(mean), xp.zeros_like(var)]
+        if weight is not None:
+            taken.append(xp.astype(of_scale * r + of_shift * d, weight.dtype, copy=False))
+        if bias is not None:
+            taken.append(xp.astype(of_shift, bias.dtype, copy=False))
+        return tuple(taken)
+
+    return (y, stats), pullback
+
+
+def filter_response_norm(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    threshold: Array | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-6,
+    mask: Array | None = None,
+    lengths: Array | None = None,
+) -> Array:
+    """Divide every channel of every sample by its root mean square, and cut off what is below a learned threshold.
+
+    ``y = max(x / sqrt(mean(x**2) + eps) * weight + bias, threshold)``, with the mean over all axes but the first and
+    the channel axis.
+
+    Parameters
+    ----------
+    x : array, floating-point, at least three axes: samples along the first (with ``axis=0`` x is one sample)
+    weight, bias : array of shape (channels,), or None
+    threshold : array of shape (channels,), of the thresholded linear unit, or None. Where y is the threshold, the
+        gradient is the threshold's
+    axis : the channel axis; negative values count from the end
+    eps : a number >= 0, added to the mean square
+    mask, lengths : as in :func:`normkit.instance_norm`
 
     Returns
     -------
@@ -49,94 +173,107 @@ def lp_layer_norm(
 
     Raises
     ------
-    TypeError
-        x is no floating-point array, or a parameter is of another library.
-    ValueError
-        p is another number, ``consistent`` is asked of p = inf where the number of elements is not one known number;
-        else as :func:`normkit.layer_norm`.
+    TypeError, ValueError
+        As :func:`normkit.instance_norm`.
 
     Notes
     -----
-    The gradient has no centred term where the norm is that of x as it is: with g = dy * weight, n elements and
-    s = sqrt(norm**2 + eps), ``dx = (g - mean(g) - sum(g * (x - mean)) / s * u) / s``, where u = norm / s * dnorm/dx is
-    ``x / (n * s)`` for p = 2, ``sign(x) * norm / (n * s)`` for p = 1, and ``sign(x) * norm / s`` at the largest ``|x|``
-    for p = inf (several share it). Of x - mean, u is less its mean.
+    =========  =====================  ============================  ==========================================
+    here       Singh, Krishnan        timm FilterResponseNormTlu2d  TF Addons FilterResponseNormalization, TLU
+    =========  =====================  ============================  ==========================================
+    axis       -1                     1                             axis = [1, 2], the reduced ones
+    eps        1e-6, or learned       eps = 1e-5                    epsilon = 1e-6
+    weight     gamma                  weight                        gamma
+    bias       beta                   bias                          beta
+    threshold  tau                    tau                           tau
+    =========  =====================  ============================  ==========================================
 
-    ===========  =============================  ====================================================
-    here         Santurkar et al. 2018, B       Hoffer et al. 2018, L1 and L-infinity batch norm
-    ===========  =============================  ====================================================
-    p            p                              1, infinity (top-k)
-    centred      False                          True
-    consistent   False                          True
-    eps          none                           added to the norm
-    ===========  =============================  ====================================================
-
-    Sources: Santurkar, Tsipras, Ilyas, Madry, "How does batch normalization help optimization?", arXiv:1805.11604;
-    Hoffer, Banner, Golan, Soudry, "Norm matters", arXiv:1803.01814.
+    Source: Singh, Krishnan, "Filter Response Normalization Layer", arXiv:1911.09737. The learned eps that it has for
+    one value per channel is not here.
     """
-    call = _calls.lp_layer_norm(
-        x, weight, bias, p=p, axis=axis, eps=eps, centred=centred, consistent=consistent, mask=mask, lengths=lengths
-    )
-    return functional._run(call)
+    call = _calls.filter_response_norm(x, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths)
+    y = functional._run(call)
+    return y if threshold is None else _cut(call, y, threshold)[0]
 
 
-def lp_batch_norm_train(
-    x: Array,
-    weight: Array | None = None,
-    bias: Array | None = None,
-    *,
-    p: float,
-    axis: int = 1,
-    eps: float = 1e-5,
-    centred: bool = False,
-    consistent: bool = False,
-    mask: Array | None = None,
-    lengths: Array | None = None,
-) -> tuple[Array, BatchStats]:
-    """Batch norm by the mean p-norm in the place of the standard deviation, in training.
+def _cut(call: _calls.Call, y: Array, threshold: Array) -> tuple[Array, Array]:
+    """``max(y, threshold)`` where x is valid, and where it is the threshold: the same place in every library."""
+    backend, plan, operands = call
+    check.companion(backend, operands.x, "threshold", threshold, tuple(plan.param_shape))
+    xp = backend.namespace(y)
+    least = xp.reshape(xp.astype(threshold, y.dtype, copy=False), plan.param_view)
+    below = least >= y
+    return masked(xp, operands.mask, xp.where(below, least, y)), below
 
-    ``y = (x - mean) / sqrt(norm**2 + eps) * weight + bias``, with ``norm = mean(|x|**p)**(1/p)`` over all axes but the
-    channel axis, as in :func:`normkit.lp_layer_norm`.
+
+def _filter_response_vjp(x, weight=None, bias=None, threshold=None, **options):
+    call = _calls.filter_response_norm(x, weight, bias, **options)
+    backend, plan, operands = call
+    xp = backend.namespace(x)
+    y, _, gradients = backend.vjp(plan, operands)
+    below = None
+    if threshold is not None:
+        y, below = _cut(call, y, threshold)
+
+    def pullback(dy: Array) -> tuple[Array, ...]:
+        check.companion(backend, x, "dy", dy, tuple(backend.shape(x)))
+        dy, cut = masked(xp, operands.mask, dy), None
+        if below is not None:
+            zero = xp.zeros_like(dy)
+            dy, cut = xp.where(below, zero, dy), xp.where(below, dy, zero)
+        found = gradients(dy)
+        taken = [found.x, *(g for g in (found.weight, found.bias) if g is not None)]
+        if cut is not None:
+            cut = total(xp, xp.astype(cut, accumulation_dtype(xp, cut.dtype), copy=False), plan.param_axes, _WIDE)
+            taken.append(xp.reshape(xp.astype(cut, threshold.dtype, copy=False), threshold.shape))
+        return tuple(taken)
+
+    return y, pullback
+
+
+_WIDE = Habits(wide=True)
+
+
+def weight_standardization(kernel: Array, gain: Array | None = None, *, axis: int = 0, eps: float = 1e-6) -> Array:
+    """Give each output channel of a convolution's kernel mean 0 and variance 1, to convolve with.
+
+    ``y = (kernel - mean) / sqrt(var + eps) * gain``, with mean and biased variance over all axes but ``axis``.
 
     Parameters
     ----------
-    x : array, floating-point, at least two axes
-    weight, bias : array of shape (channels,), or None
-    p : 1, 2 or infinity
-    axis : the channel axis; negative values count from the end
-    eps : a number >= 0, added to the square of the norm
-    centred : take the norm of x - mean; with p = 2 this is :func:`normkit.batch_norm_train`
-    consistent : multiply the norm so that it estimates the standard deviation of Gaussian x
-    mask, lengths : as in :func:`normkit.batch_norm_train`
+    kernel : array, floating-point, at least two axes
+    gain : array of shape (output channels,), or None
+    axis : that of the output channels: 0 in PyTorch, -1 in Keras, TensorFlow and Flax
+    eps : a number >= 0, added to the variance
 
     Returns
     -------
-    y : array of x's shape, library, dtype, device and layout
-    stats : BatchStats(mean, var, count) of shape (channels,) in the accumulation dtype, where var is ``norm**2``: for
-        ``RunningStats.update(stats, unbiased=False)``, and with what that gives :func:`normkit.batch_norm` is the norm
-        in inference; not differentiated
+    array of the kernel's shape, library, dtype, device and layout
 
     Raises
     ------
     TypeError
-        x is no floating-point array, or another array is of another library.
+        kernel is no floating-point array, or gain is of another library.
     ValueError
-        p is another number, ``consistent`` is asked of p = inf where the number of elements is not one known number;
-        else as :func:`normkit.batch_norm_train`.
+        An output channel has one value, the axis is out of range or empty, gain has another shape or device, or eps is
+        negative or NaN.
 
     Notes
     -----
-    The gradient, the frameworks' and papers' names and the sources: see :func:`normkit.lp_layer_norm`.
+    ====  ==============  ======================  =======================================================
+    here  timm StdConv2d  timm ScaledStdConv2d    Qiao et al.
+    ====  ==============  ======================  =======================================================
+    eps   eps = 1e-6      eps = 1e-6              1e-5, added to the deviation, which is made with n - 1
+    gain  no              gain * gamma / sqrt(n)  no
+    ====  ==============  ======================  =======================================================
+
+    n: the values of one output channel. Brock et al. (NFNets) divide by ``sqrt(max(var * n, eps))``.
+
+    Sources: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization",
+    arXiv:1903.10520; Brock, De, Smith, "Characterizing signal propagation", arXiv:2101.08692.
     """
-    backend, plan, operands = _calls.lp_batch_norm_train(
-        x, weight, bias, p=p, axis=axis, eps=eps, centred=centred, consistent=consistent, mask=mask, lengths=lengths
-    )
-    y, stats = backend.apply(plan, operands)
-    assert stats is not None
-    return y, stats
+    return functional._run(_calls.weight_standardization(kernel, gain, axis=axis, eps=eps))
 
 
-functional.BINDERS |= {
-    lp_layer_norm: _calls.lp_layer_norm,
-    lp_batch_norm_train: _calls.lp_batch_norm_train,
-}
+functional.BINDERS |= {weight_standardization: _calls.weight_standardization}
+functional.COMPOSED |= {batch_renorm_train: _renorm_vjp, filter_response_norm: _filter_response_vjp}

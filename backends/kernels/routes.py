@@ -39,6 +39,8 @@ def unwritten(plan: Plan) -> str | None:
         return "the batch is normalized as several."
     if plan.power is not None:
         return "x is divided by a p-norm."
+    if plan.layer == "filter_response_norm":
+        return "channels are not centred."
     if plan.cast != "output":
         return "what is normalized is rounded before the weight."
     return None
@@ -100,7 +102,7 @@ def _along(plan: Plan, order: Order) -> Route | None:
         return made(ROWS, size(kept), 1, size(plan.axes), 1)
     channel = _kept(plan)[-1]
     at = order.index(channel)
-    if plan.layer in ("batch_norm", "batch_norm_train"):
+    if plan.layer in ("batch_norm", "batch_norm_train", "weight_standardization"):
         before, after = size(order[:at]), size(order[at + 1 :])
         if after == 1:
             return made(COLUMNS, 1, shape[channel], 1, before)

@@ -154,7 +154,7 @@ def layer_plan(shape: Shape, axes: tuple[int, ...], eps: float) -> Plan:
     )
 
 
-def rms_plan(shape: Shape, axes: tuple[int, ...], eps: float, weight_offset: float) -> Plan:
+def rms_plan(shape: Shape, axes: tuple[int, ...], eps: float, weight_offset: float, cast: str = "output") -> Plan:
     """As :func:`layer_plan`, with the root of the mean square and no centring."""
     return Plan(
         layer="rms_norm",
@@ -166,7 +166,25 @@ def rms_plan(shape: Shape, axes: tuple[int, ...], eps: float, weight_offset: flo
         eps=eps,
         center=False,
         weight_offset=weight_offset,
+        cast=cast,
     )
+
+
+def unit_plan(shape: Shape, axes: tuple[int, ...], p: float, eps: float) -> Plan:
+    """Vectors along ``axes`` divided by their p-norm, or by ``eps`` if that is more."""
+    plan = rms_plan(shape, axes, eps * eps, 0.0)
+    return replace(plan, layer="normalize", power=Power(p, total=True, floor=True))
+
+
+def filter_response_plan(shape: Shape, axis: int, eps: float) -> Plan:
+    """As :func:`instance_plan`, with the root of the mean square and no centring."""
+    return replace(instance_plan(shape, axis, eps), layer="filter_response_norm", center=False)
+
+
+def kernel_plan(shape: Shape, axis: int, eps: float) -> Plan:
+    """One statistic per output channel of a convolution's weight; it stays inside."""
+    plan = batch_plan(shape, axis, eps, given=False)
+    return replace(plan, layer="weight_standardization", stats_shape=())
 
 
 def lp_plan(layer: str, plan: Plan, p: float, centred: bool, consistent: bool) -> Plan:
