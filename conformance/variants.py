@@ -235,7 +235,7 @@ def given(library, variant: Variant, values: Mapping[str, Array], dtype: str) ->
 _INF = math.inf
 GHOST = (
     Variant("batch_norm_train", (6, 3, 2), {"virtual_batch_size": 3}),
-    Variant("batch_norm_train", (6, 2, 3), {"virtual_batch_size": 2, "axis": -1}, masked=True),
+    Variant("batch_norm_train", (6, 3, 2), {"virtual_batch_size": 3, "axis": -1}, masked=True),
     Variant("batch_norm_train", (3, 4, 3), {"virtual_batch_size": 2, "axis": 0}),
     Variant("batch_norm_train", (8, 5), {"virtual_batch_size": 4}),
 )
