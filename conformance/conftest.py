@@ -46,6 +46,8 @@ ONCE = {
     "test_convert_commands.py": "numpy",
     "test_convert_pairs.py": "numpy",
     "test_diagnostics.py": "numpy",
+    "test_diagnostics_exact.py": "numpy",
+    "test_diagnostics_more.py": "numpy",
     "test_divergences.py": "numpy torch jax",
     "test_inspect.py": "numpy",
     "test_kernels.py": "numpy torch",

@@ -25,6 +25,8 @@ class Model(NamedTuple):
     loss: Callable
     x: Any
     y: Any
+    #: Where its images have their channels.
+    axis: int
     #: From the chain's names to the framework's.
     names: dict[str, str]
     #: From the chain's name and an array of the chain to the framework's.
@@ -80,7 +82,7 @@ def numpy(dtype: str = "float64", namespace: Any = np) -> Model:
         return [np.array(a) for a in (*held, *w.values())]
 
     x, y = array("x", x), namespace.asarray(y)
-    return Model(layers, diagnostics.cross_entropy, x, y, {name: name for name in w}, array, state)
+    return Model(layers, diagnostics.cross_entropy, x, y, 1, {name: name for name in w}, array, state)
 
 
 def torch() -> Model:
@@ -112,7 +114,7 @@ def torch() -> Model:
         grads = [p.grad is None for p in model.parameters()]
         return [*held, *modes, *grads, torch.get_rng_state().numpy().copy()]
 
-    return Model(model, nn.functional.cross_entropy, x, y, {name: name for name in weights()}, array, state)
+    return Model(model, nn.functional.cross_entropy, x, y, 1, {name: name for name in weights()}, array, state)
 
 
 def keras() -> Model:
@@ -145,7 +147,7 @@ def keras() -> Model:
     def state() -> list:
         return [vectors.host(v.value).copy() for v in model.variables]
 
-    return Model(model, lambda out, y: loss(y, out), image, ops.convert_to_tensor(y), names, array, state)
+    return Model(model, lambda out, y: loss(y, out), image, ops.convert_to_tensor(y), -1, names, array, state)
 
 
 def flax() -> Model:
@@ -192,4 +194,4 @@ def flax() -> Model:
         modes = [model.bn1.use_running_average, model.bn2.use_running_average]
         return [*(np.array(leaf) for leaf in jax.tree.leaves(nnx.state(model))), *modes]
 
-    return Model(model, loss, image, jnp.asarray(y), names, array, state)
+    return Model(model, loss, image, jnp.asarray(y), -1, names, array, state)

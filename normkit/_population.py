@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
 from ._batches import Batches, Call, bar, call_with
 from ._dispatch import describe
 from ._report import NormLayer, counted, grouped, kind_of, named
+from ._validate import epsilon
 from .backends.models import Functional, Recalibrates, Recorded, measured_of, original_of
+from .core.normalize import BatchStats
 from .core.population import Population
+from .stats import RunningStats
+
+if TYPE_CHECKING:
+    from .diagnostics.channels import ChannelGap
 
 
 class Gap(NamedTuple):
@@ -48,6 +54,14 @@ class Gaps:
     left: tuple[NormLayer, ...] = ()
     #: The new state of a model that holds none: linen's variables, haiku's state, equinox's ``State``.
     state: Any = field(default=None, compare=False)
+    #: Of each layer by its name, every channel.
+    channels: dict[str, ChannelGap] = field(default_factory=dict, compare=False)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the divergences of all channels, layer by layer, into the given axes or new ones (matplotlib's)."""
+        from .diagnostics import plots
+
+        return plots.draw(self, ax)
 
     def __repr__(self) -> str:
         done = "recalibrated" if self.closed else "measured"
@@ -119,18 +133,47 @@ def recalibrate(
     return _close("recalibrate", model, batches, call, sequential, progress, write=True)
 
 
+@overload
+def statistics_gap(
+    model: RunningStats | BatchStats, batches: RunningStats | BatchStats, *, eps: float = ...
+) -> ChannelGap: ...
+
+
+@overload
 def statistics_gap(
     model: Any,
     batches: Iterable[Any],
     *,
+    call: Call | None = ...,
+    sequential: bool = ...,
+    progress: bool | None = ...,
+) -> Gaps: ...
+
+
+def statistics_gap(
+    model: Any,
+    batches: Any,
+    *,
     call: Call | None = None,
     sequential: bool = False,
     progress: bool | None = None,
-) -> Gaps:
+    eps: float = 0.0,
+) -> Any:
     """How far the running statistics of every batch norm are from those of all the batches together.
 
-    Arguments and errors are those of :func:`recalibrate`; nothing is changed.
+    Arguments and errors are those of :func:`recalibrate`; nothing is changed. Of statistics in the place of a model,
+    ``statistics_gap(running, precise, eps=...)`` compares the two (each a RunningStats or BatchStats) channel by
+    channel: the divergence ``KL(precise ‖ running)`` of normal distributions in nats, the mean in standard deviations,
+    the ratio of variances. ``gaps.channels`` has the same for each layer of a model.
     """
+    if isinstance(model, (RunningStats, BatchStats)):
+        from .diagnostics.channels import channel_gap
+
+        if call is not None or sequential:
+            raise ValueError("statistics_gap takes call and sequential with a model, not with statistics.")
+        return channel_gap(model, batches, epsilon(eps))
+    if eps:
+        raise ValueError("statistics_gap takes eps with statistics; the layers of a model have their own.")
     return _close("statistics_gap", model, batches, call, sequential, progress, write=False)
 
 
@@ -164,7 +207,7 @@ def _close(
         populations = dict(seen.populations)
         if sequential:
             populations = _one_by_one(seen, source, start, model, call or call_with)
-    gaps, left, measured = [], [], []
+    gaps, left, measured, channels = [], [], [], {}
     for layer, all_names, _ in norms:
         recorded = framework.recorded(layer)
         kind = kind_of(layer.kind if functional else original_of(layer) or type(layer))
@@ -173,7 +216,9 @@ def _close(
             reason = recorded if isinstance(recorded, str) else "no batch reached it"
             left.append(NormLayer(all_names[0], kind, reason, all_names[1:]))
             continue
-        gap = _gap(all_names[0], kind, recorded, population)
+        apart = _apart(recorded, population)
+        extremes = float(apart.var.min()), float(apart.var.max())
+        gap = Gap(all_names[0], kind, population.count, float(np.abs(apart.mean).max()), extremes)
         var = population.var(recorded.unbiased)
         most = max(float(np.abs(population.mean).max(initial=0)), float(var.max(initial=0)))
         if write and most > recorded.largest:
@@ -183,18 +228,19 @@ def _close(
             )
         gaps.append(gap)
         measured.append((layer, population.mean, var))
+        channels[all_names[0]] = apart
     for layer, mean, var in measured if write else ():
         framework.record(layer, mean, var, count)
     state = functional.state(model) if functional and write else None
-    return Gaps(title, write, count, tuple(gaps), tuple(left), state)
+    return Gaps(title, write, count, tuple(gaps), tuple(left), state, channels)
 
 
-def _gap(name: str, kind: str, recorded: Recorded, population: Population) -> Gap:
+def _apart(recorded: Recorded, population: Population) -> ChannelGap:
     """How far the running statistics of a layer are from its population's."""
-    var = population.var(recorded.unbiased)
-    ratios = (recorded.var + recorded.eps) / (var + recorded.eps)
-    apart = np.abs(recorded.mean - population.mean) / np.sqrt(var + recorded.eps)
-    return Gap(name, kind, population.count, float(apart.max()), (float(ratios.min()), float(ratios.max())))
+    from .diagnostics.channels import between_statistics
+
+    var, eps = population.var(recorded.unbiased), recorded.eps
+    return between_statistics(recorded.mean, recorded.var + eps, population.mean, var + eps)
 
 
 class _Pass:

@@ -112,6 +112,8 @@ def host(x: Any) -> np.ndarray:
     backend = backend_of("x", x)
     if backend.dtype(x) in ("float16", "bfloat16"):
         x = _wide(x)[1]
-    for method in ("detach", "cpu", "get"):
-        x = getattr(x, method)() if hasattr(x, method) else x
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()
+    elif hasattr(x, "get"):
+        x = x.get()
     return np.asarray(x, "f8")
