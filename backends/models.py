@@ -57,11 +57,11 @@ class Folds(Models, Protocol):
     def pairs(self, model: Any, run: Callable[[], Any]) -> list[tuple[Any, Pair | str]]:
         """Each batch norm of the model with what it can be folded into, or why it cannot."""
 
-    def norm(self, layer: Any) -> tuple[Any, Any, Any, Any, float]:
-        """Mean, variance, weight, bias and eps of a batch norm; weight and bias may be ``None``."""
+    def norm(self, pair: Pair) -> tuple[Any, Any, Any, Any, float]:
+        """Mean, variance, weight, bias and eps of the batch norm; weight and bias may be ``None``."""
 
-    def linear(self, layer: Any) -> tuple[Any, Any]:
-        """The weight of a convolution or linear layer as (groups, outputs, inputs, taps), and its bias or ``None``."""
+    def linear(self, pair: Pair) -> tuple[Any, Any]:
+        """The weight of the other as (groups, outputs, inputs, taps), and its bias or ``None``."""
 
     def errors(
         self, model: Any, run: Callable[[], Any], trials: list[tuple[Pair, Any, Any]]

@@ -109,8 +109,8 @@ def _trials(folds: Folds, pairs: list[Pair]) -> list[Trial]:
 
 def _folded(folds: Folds, pair: Pair) -> tuple[Any, Any]:
     with np.errstate(all="ignore"):  # what is not finite is seen by its error
-        scale, shift = folding.affine(np, *folds.norm(pair.norm))
-        return (folding.after if pair.after else folding.before)(np, *folds.linear(pair.linear), scale, shift)
+        scale, shift = folding.affine(np, *folds.norm(pair))
+        return (folding.after if pair.after else folding.before)(np, *folds.linear(pair), scale, shift)
 
 
 def _within(error: Error, tolerance: float | None) -> bool:

@@ -12,14 +12,10 @@ import numpy as np
 from keras import ops
 
 from normkit.backends.keras.batch_norms import numbers, unknown, without_gradients
+from normkit.backends.keras.linear import LINEAR, misfit, norm_of, padded, weight_of, written
 from normkit.backends.models import Pair, through
 
 L: Any = keras.layers
-
-_DEPTHWISE = (L.DepthwiseConv1D, L.DepthwiseConv2D)
-_TRANSPOSED = (L.Conv1DTranspose, L.Conv2DTranspose, L.Conv3DTranspose)
-_CONVOLUTIONS = (L.Conv1D, L.Conv2D, L.Conv3D, *_DEPTHWISE, *_TRANSPOSED)
-_LINEAR = (*_CONVOLUTIONS, L.Dense)
 
 
 def _call(self: Any, inputs: Any, training: Any = None, mask: Any = None) -> Any:
@@ -48,7 +44,7 @@ class KerasFolds:
         names = {id(layer): name for name, layer in self.layers(model)}  # type: ignore[attr-defined]
         layers = list({id(layer): layer for layer in model._flatten_layers()}.values())
         norms = [layer for layer in layers if isinstance(layer, L.BatchNormalization)]
-        linears = [layer for layer in layers if isinstance(layer, _LINEAR)]
+        linears = [layer for layer in layers if isinstance(layer, LINEAR)]
         with _recorded([*norms, *linears]) as calls:
             reference = self.outputs(model, run)
         found = [(norm, _pair(norm, calls, layers, names)) for norm in norms]
@@ -86,25 +82,13 @@ class KerasFolds:
             for (a, eps), (b, _) in zip(reference, found, strict=True)
         )
 
-    def norm(self, layer: Any) -> tuple[Any, Any, Any, Any, float]:
+    def norm(self, pair: Pair) -> tuple[Any, Any, Any, Any, float]:
         """Moving statistics, gamma and beta."""
-        variables = (layer.moving_mean, layer.moving_variance, layer.gamma, layer.beta)
-        mean, var, weight, bias = (numbers(a) for a in variables)
-        return mean, var, weight, bias, layer.epsilon
+        return norm_of(pair)
 
-    def linear(self, layer: Any) -> tuple[Any, Any]:
-        """In one form for all: taps come first in Keras, and outputs last, but in transposed convolutions."""
-        kernel = numbers(layer.kernel)
-        *_, first, last = kernel.shape
-        flat = kernel.reshape(-1, first, last)
-        if isinstance(layer, _DEPTHWISE):
-            weight = flat.transpose(1, 2, 0)[:, :, None]
-        elif isinstance(layer, _TRANSPOSED):
-            weight = flat.transpose(1, 2, 0)[None]
-        else:
-            groups = getattr(layer, "groups", 1)
-            weight = flat.reshape(-1, first, groups, last // groups).transpose(2, 3, 1, 0)
-        return weight, numbers(layer.bias)
+    def linear(self, pair: Pair) -> tuple[Any, Any]:
+        """In one form for all."""
+        return weight_of(pair)
 
     def errors(
         self, model: Any, run: Callable[[], Any], trials: list[tuple[Pair, Any, Any]]
@@ -116,7 +100,7 @@ class KerasFolds:
         for pair, weight, bias in trials:
             first, second = _ordered(pair)
             ((x, _),), ((_, y),) = calls[id(first)], calls[id(second)]
-            undo = _written(pair.linear, weight, bias)
+            undo = written(pair, weight, bias)
             with without_gradients():
                 apart = abs(numbers(pair.linear(x)) - numbers(y)).max()
             undo()
@@ -128,7 +112,7 @@ class KerasFolds:
         norm = pair.norm
         held, rest = dict(vars(norm)), _NOTHING(name=norm.name)
         rest.dtype_policy = norm.dtype_policy
-        back, kind = _written(pair.linear, weight, bias), type(norm)
+        back, kind = written(pair, weight, bias), type(norm)
         kept = {name: held[name] for name in ("_inbound_nodes", "_outbound_nodes", "_path", "_parent_path")}
 
         # A saved graph has the arguments of each call, of which Identity takes one.
@@ -183,7 +167,7 @@ def _pair(norm: Any, calls: dict[int, list[Any]], layers: list[Any], names: dict
     if len(called) != 1:
         return f"it is called {len(called)} times" if called else "the sample does not reach it"
     ((x, y),) = called
-    linears = [layer for layer in layers if isinstance(layer, _LINEAR)]
+    linears = [layer for layer in layers if isinstance(layer, LINEAR)]
     why = ""
     for linear in linears:
         for got, made in calls[id(linear)]:
@@ -203,70 +187,26 @@ def _beside(
     kind, times = type(linear), len(calls[id(linear)])
     if times != 1:
         return f"{name}, beside it, is called {times} times"
-    base = next(c for c in kind.__mro__ if c in _LINEAR)
+    base = next(c for c in kind.__mro__ if c in LINEAR)
     if any(getattr(kind, m, None) is not getattr(base, m, None) for m in ("__call__", "call", "convolution_op")):
         return f"{name}, beside it, is a subclass with a call of its own"
     if "call" in vars(linear):
         return f"the call of {name}, beside it, was set on the instance"
     if getattr(linear, "lora_enabled", False):
         return f"{name}, beside it, has a LoRA adapter"
-    held = [v for v in (linear.kernel, linear.bias) if v is not None]
-    if any(sum(v is w for layer in layers for w in _own(layer)) != 1 for v in held):
+    if any(sum(v is w for layer in layers for w in _own(layer)) != 1 for v in _own(linear)):
         return f"the weights of {name}, beside it, are used elsewhere as well"
-    rank = len(between.shape)
-    channels = 1 if getattr(linear, "data_format", "") == "channels_first" else rank - 1
-    if norm.axis % rank != channels:
-        return f"{name}, beside it, has its channels on another axis"
+    reason = misfit(Pair(norm, linear, after), between)
+    if reason:
+        return f"{name}, beside it, {reason}"
     if after:
         plain = linear.activation in (None, keras.activations.linear)
         return "" if plain else f"the activation of {name} stands between them"
-    if isinstance(linear, _TRANSPOSED):
-        return "the transposed convolution behind it does not meet its shift at every tap"
-    if isinstance(linear, _CONVOLUTIONS) and linear.padding != "valid" and max(linear.kernel_size) > 1:
-        return "the convolution behind it pads zeros, which its shift would have to pass by"
-    return ""
+    return padded(linear)
 
 
 def _own(layer: Any) -> list[Any]:
     return [*layer._trainable_variables, *layer._non_trainable_variables]
-
-
-def _written(linear: Any, weight: Any, bias: Any) -> Callable[[], None]:
-    """Give a layer another weight and bias; what is returned takes them back."""
-    kernel = linear.kernel
-    old, old_bias = ops.convert_to_numpy(kernel).copy(), linear.bias
-    shape = tuple(kernel.shape)
-    if isinstance(linear, _DEPTHWISE):
-        flat = weight[:, :, 0].transpose(2, 0, 1)
-    elif isinstance(linear, _TRANSPOSED):
-        flat = weight[0].transpose(2, 0, 1)
-    else:
-        flat = weight.transpose(3, 2, 0, 1)
-    with np.errstate(over="ignore"):  # what is not finite is seen by its error
-        kernel.assign(flat.reshape(shape))
-        if old_bias is not None:
-            before = ops.convert_to_numpy(old_bias).copy()
-            old_bias.assign(bias)
-        else:
-            linear._tracker.unlock()
-            with keras.name_scope(linear.name):
-                new = linear.add_weight(
-                    name="bias", shape=bias.shape, initializer="zeros", trainable=True, dtype=kernel.dtype,
-                    regularizer=linear.bias_regularizer, constraint=linear.bias_constraint,
-                )  # fmt: skip
-            linear.bias, linear.use_bias = new, True
-            linear._tracker.lock()
-            new.assign(bias)
-
-    def undo() -> None:
-        kernel.assign(old)
-        if old_bias is not None:
-            old_bias.assign(before)
-            return
-        linear._untrack_variable(linear.bias)
-        linear.bias, linear.use_bias = None, False
-
-    return undo
 
 
 def _dtype(a: Any) -> str:

@@ -44,14 +44,16 @@ class TorchFolds:
             trace.returned(run())
         return [(norm, trace.pair(norm)) for norm in norms]
 
-    def norm(self, layer: Any) -> tuple[Any, Any, Any, Any, float]:
+    def norm(self, pair: Pair) -> tuple[Any, Any, Any, Any, float]:
         """Buffers and parameters; torchvision's and transformers' frozen ones may have no eps."""
+        layer = pair.norm
         tensors = (numbers(a) for a in (layer.running_mean, layer.running_var, layer.weight, layer.bias))
         mean, var, weight, bias = tensors
         return mean, var, weight, bias, getattr(layer, "eps", 1e-5)
 
-    def linear(self, layer: Any) -> tuple[Any, Any]:
+    def linear(self, pair: Pair) -> tuple[Any, Any]:
         """In one form for all: convolutions hold (outputs, inputs per group), transposed ones (inputs, outputs)."""
+        layer = pair.linear
         weight, groups = numbers(layer.weight), getattr(layer, "groups", 1)
         weight = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
         return weight.swapaxes(1, 2) if isinstance(layer, _TRANSPOSED) else weight, numbers(layer.bias)
