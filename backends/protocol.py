@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import array_api_compat
 
 from normkit.core.moments import Habits
 from normkit.core.normalize import BatchStats, Gradients, Operands, forward, returned_stats, vjp
 from normkit.core.plan import Plan, Shape
+
+if TYPE_CHECKING:
+    from normkit.backends.kernels import Applied
 
 Array = Any
 
@@ -54,8 +57,8 @@ class Backend(Protocol):
         """Whether Python itself is being traced, so that a cache is better left alone."""
 
     @property
-    def at_once(self) -> Callable[..., Array | None] | None:
-        """Of plan, x, weight, bias, mean, var: y if that takes one call, else ``None``, whatever they are."""
+    def at_once(self) -> Callable[..., Applied | None] | None:
+        """Of plan, x, weight, bias, mean, var: the result if one call gives it, else ``None``, whatever they are."""
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
         """Normalize, with the gradient attached in the library's own way; statistics where the plan lets them out."""
@@ -71,7 +74,7 @@ class ArrayBackend:
     """A backend for any library whose arrays have an array API namespace; the others refine it."""
 
     name = "array-api"
-    at_once: Callable[..., Array | None] | None = None
+    at_once: Callable[..., Applied | None] | None = None
     #: Nothing is known of an unknown library's sums, and looking at a value may stall it.
     habits = Habits(wide=True)
 

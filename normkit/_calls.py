@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _validate as check
 from . import _values as values
@@ -13,6 +13,9 @@ from .backends import Backend
 from .core import plan as plans
 from .core.normalize import Operands
 from .core.plan import Plan, Shape
+
+if TYPE_CHECKING:
+    from .backends.kernels import Applied
 
 Array = Any
 
@@ -23,8 +26,8 @@ Call = tuple[Backend, Plan, Operands]
 CASTS = ("output", "input")
 
 
-def at_once(x, weight, bias, mean, var, mask, lengths, build: Callable[..., Plan], *args: Any) -> Array | None:
-    """``y`` of a call like one before it, whose arrays need no other look than the kernels' own; else ``None``."""
+def at_once(x, weight, bias, mean, var, mask, lengths, build: Callable[..., Plan], *args: Any) -> Applied | None:
+    """What comes of a call like one before it, whose arrays need no other look than the kernels' own; else ``None``."""
     backend = _by_type.get(type(x))
     if backend is None or backend.at_once is None or mask is not None or lengths is not None or backend.tracing():
         return None

@@ -65,9 +65,9 @@ def layer_norm(
 
     Source: Ba, Kiros, Hinton, "Layer Normalization", arXiv:1607.06450.
     """
-    y = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.layer_plan, axis, eps)
-    if y is not None:
-        return y
+    done = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.layer_plan, axis, eps)
+    if done is not None:
+        return done.y
     return _run(_calls.layer_norm(x, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
 
 
@@ -134,9 +134,9 @@ def rms_norm(
     Source: Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467.
     """
     if cast == "output":
-        y = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.rms_plan, axis, eps, weight_offset)
-        if y is not None:
-            return y
+        done = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.rms_plan, axis, eps, weight_offset)
+        if done is not None:
+            return done.y
     options = {"axis": axis, "eps": eps, "weight_offset": weight_offset, "cast": cast}
     return _run(_calls.rms_norm(x, weight, bias, **options, mask=mask, lengths=lengths))
 
@@ -196,9 +196,9 @@ def group_norm(
 
     Source: Wu, He, "Group Normalization", arXiv:1803.08494.
     """
-    y = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.group_plan, num_groups, axis, eps)
-    if y is not None:
-        return y
+    done = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.group_plan, num_groups, axis, eps)
+    if done is not None:
+        return done.y
     return _run(_calls.group_norm(x, num_groups, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
 
 
@@ -254,9 +254,9 @@ def instance_norm(
 
     Source: Ulyanov, Vedaldi, Lempitsky, "Instance Normalization", arXiv:1607.08022.
     """
-    y = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.instance_plan, axis, eps)
-    if y is not None:
-        return y
+    done = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.instance_plan, axis, eps)
+    if done is not None:
+        return done.y
     return _run(_calls.instance_norm(x, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
 
 
@@ -317,9 +317,9 @@ def batch_norm(
     Source: Ioffe, Szegedy, "Batch Normalization", arXiv:1502.03167.
     """
     if mean is not None and var is not None:
-        y = _calls.at_once(x, weight, bias, mean, var, mask, lengths, _calls.batch_plan, axis, eps)
-        if y is not None:
-            return y
+        done = _calls.at_once(x, weight, bias, mean, var, mask, lengths, _calls.batch_plan, axis, eps)
+        if done is not None:
+            return done.y
     return _run(_calls.batch_norm(x, mean, var, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
 
 
@@ -393,6 +393,11 @@ def batch_norm_train(
     Source: Ioffe, Szegedy, "Batch Normalization", arXiv:1502.03167; ghost batch norm: Hoffer, Hubara, Soudry, "Train
     longer, generalize better", arXiv:1705.08741.
     """
+    if virtual_batch_size is None and single_value == "raise":
+        done = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.batch_train_plan, axis, eps)
+        if done is not None:
+            assert done.stats is not None
+            return done.y, done.stats
     backend, plan, operands = _calls.batch_norm_train(
         x,
         weight,

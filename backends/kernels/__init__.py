@@ -32,6 +32,7 @@ Array = Any
 ALL = Gradients(True, True, True, True, True)
 
 built = _kernels is not None
+_apply = _kernels.apply if built else None
 
 MODES = ("0", "1", "require")
 mode = os.environ.get("NORMKIT_KERNELS", "1")
@@ -48,7 +49,7 @@ def accelerates(plan: Plan, operands: Operands) -> bool:
 
     However small x is: a native layer is never called in place of a kernel, for its numbers are others. On one thread,
     PyTorch's own layer norm is faster below 32 KB (by 1.4 µs of 5), and with a gradient, where the time is that of
-    autograd's Python functions, below 1 MB (by 50 µs of 115); its batch norm with a gradient below 300 KB.
+    autograd's Python functions, below 1 MB (by 40 µs of 107); its batch norm with a gradient below 300 KB.
     """
     return mode != "0" and allows(plan, refusal(plan, operands))
 
@@ -85,46 +86,60 @@ def refusal(plan: Plan, operands: Operands) -> str | None:
     return None
 
 
-def at_once(plan: Plan, x: Array, weight: Array | None, bias: Array | None, mean: Array | None, var: Array | None):
-    """``y``, where :func:`apply` has served this plan; ``None`` where the arrays are others than it was served for.
+class Applied(NamedTuple):
+    """What became of a call: ``y``, the packed statistics where they are wanted, and those of the batch if it has any."""
+
+    y: Array
+    packed: Array | None
+    stats: BatchStats | None
+
+
+class Bound(NamedTuple):
+    """A kernel bound to a plan and a dtype: what :func:`accelerates` said of these holds for all row-major arrays."""
+
+    kernel: Any
+    empty_like: Any
+    #: Make room for packed statistics, and for a mean or a variance of the batch.
+    packed: Any
+    channel: Any
+
+
+def at_once(plan: Plan, x: Array, weight: Any, bias: Any, mean: Any, var: Any, save: bool = False) -> Applied | None:
+    """What :func:`apply` returns, where it has served this plan; ``None`` where the arrays are others than it was for.
 
     Nothing need have been looked at but the shape of x: arrays that do not fit are among the others.
     """
-    known = plan.memo.get(x.dtype)
-    if known is None or mode == "0":
+    bound = plan.memo.get(x.dtype)
+    if bound is None or mode == "0":
         return None
-    y = known[0].empty_like(x)
-    return y if _kernels.apply(known[1], x, weight, bias, mean, var, y, None) else None
+    y = bound.empty_like(x)
+    packed = bound.packed() if save and mean is None else None
+    if not plan.stats_shape or mean is not None:
+        return Applied(y, packed, None) if _apply(bound[0], x, weight, bias, mean, var, y, packed, None, None) else None
+    stats = BatchStats(bound.channel(), bound.channel(), plan.count)  # type: ignore[arg-type]  # no size is unknown here
+    done = _apply(bound[0], x, weight, bias, None, None, y, packed, stats[0], stats[1])
+    return Applied(y, packed, stats) if done else None
 
 
-def fits(plan: Plan, x: Array, weight: Array | None, bias: Array | None, mean: Array | None, var: Array | None) -> bool:
-    """Whether :func:`at_once` has a ``y`` for these."""
-    known = plan.memo.get(x.dtype)
-    return known is not None and mode != "0" and _kernels.fits(known[1], x, weight, bias, mean, var)
-
-
-def apply(plan: Plan, operands: Operands, *, save: bool = False) -> tuple[Array, Array | None] | None:
-    """What :func:`forward` returns, where a kernel serves the call.
-
-    What :func:`accelerates` said of a plan and a dtype holds for all row-major arrays: for them it is asked once.
-    """
-    x, weight, bias, mean, var, mask = operands
-    known = plan.memo.get(x.dtype)
-    if known is not None and mask is None and mode != "0":
-        library, bound, rows, shape = known
-        y = library.empty_like(x)
-        stats = library.statistics(x, rows, shape) if save and mean is None else None
-        if _kernels.apply(bound, x, weight, bias, mean, var, y, stats):
-            return y, stats
+def apply(plan: Plan, operands: Operands, *, save: bool = False) -> Applied | None:
+    """Run the kernel where one serves the call; ``save`` keeps what :func:`vjp` takes."""
+    x, mask = operands.x, operands.mask
+    if mask is None and plan.memo:
+        found = at_once(plan, *operands[:5], save)
+        if found is not None:
+            return found
     if not accelerates(plan, operands):
         return None
     library, at = library_of(type(x)), route(plan, False)
     if at is not None and library.exports(x.dtype):
-        bound = _kernels.bind(
+        kernel = _kernels.bind(
             library.kinds, library.negated, plan.param_shape, *at[:5], plan.eps, plan.weight_offset, plan.center
         )
-        plan.memo[x.dtype] = library, bound, 4 if plan.center else 2, at.moments_shape
-    return forward(plan, operands, save=save)
+        rows = 4 if plan.center else 2
+        packed, channel = library.room(x, (rows, *at.moments_shape)), library.room(x, plan.stats_shape)
+        plan.memo[x.dtype] = Bound(kernel, library.empty_like, packed, channel)
+    y, stats = forward(plan, operands, save=save or plan.layer == "batch_norm_train")
+    return Applied(y, stats, batch_stats(plan, stats))
 
 
 def forward(plan: Plan, operands: Operands, *, save: bool = True) -> tuple[Array, Array | None]:
@@ -144,9 +159,9 @@ def vjp(plan: Plan, operands: Operands, stats: Array | None, dy: Array, needs: G
     known = plan.memo.get(operands.x.dtype)
     if known is not None:
         given = operands[:5]
-        like = known[0].empty_like
-        found = [like(a) if a is not None and needed else None for a, needed in zip(given, needs, strict=True)]
-        if _kernels.pull_back(known[1], operands.x, dy, *given[1:], found[0], stats, *found[1:]):
+        like = known.empty_like
+        found = [like(a) if needed and a is not None else None for a, needed in zip(given, needs, strict=True)]
+        if _kernels.pull_back(known[0], given[0], dy, *given[1:], found[0], stats, *found[1:]):
             return Gradients(*found)
     library, at, order, x, params = _found(plan, operands)
     dx = library.empty_like(x) if needs.x else None
@@ -266,6 +281,7 @@ def info() -> dict[str, Any]:
 
 __all__ = [
     "MODES",
+    "Applied",
     "KernelError",
     "Served",
     "accelerates",
@@ -273,7 +289,6 @@ __all__ = [
     "apply",
     "at_once",
     "batch_stats",
-    "fits",
     "forward",
     "info",
     "limit_threads",

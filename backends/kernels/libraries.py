@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
@@ -91,7 +92,11 @@ class NumpyArrays:
 
     def statistics(self, x: Array, rows: int, shape: tuple[int, ...]) -> Array:
         """Room for the packed statistics, in the accumulation dtype."""
-        return self.np.empty((rows, *shape), "f8" if x.dtype.char == "d" else "f4")
+        return self.room(x, (rows, *shape))()
+
+    def room(self, x: Array, shape: tuple[int, ...]):
+        """What makes arrays of this shape in the accumulation dtype of x."""
+        return functools.partial(self.np.empty, shape, "f8" if x.dtype.char == "d" else "f4")
 
     def exported(self, arrays):
         """The arrays as the extension takes them."""
@@ -158,8 +163,14 @@ class TorchArrays:
 
     def statistics(self, x: Array, rows: int, shape: tuple[int, ...]) -> Array:
         """Room for the packed statistics, in the accumulation dtype."""
+        return self.room(x, (rows, *shape))()
+
+    def room(self, x: Array, shape: tuple[int, ...]):
+        """What makes tensors of this shape in the accumulation dtype of x."""
         torch = self.torch
-        return x.new_empty((rows, *shape), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+        one = x.new_empty((1,) * len(shape), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+        # Twice as fast as to name shape and dtype; one element stands for all of them.
+        return functools.partial(torch.empty_like, one.expand(shape))
 
     def exported(self, arrays):
         """The arrays as the extension takes them."""

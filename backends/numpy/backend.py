@@ -41,15 +41,11 @@ class NumpyBackend(ArrayBackend):
         return True
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
-        found = kernels.apply(plan, operands, save=plan.layer == "batch_norm_train")
-        if found is None:
-            return super().apply(plan, operands)
-        y, stats = found
-        return y, kernels.batch_stats(plan, stats)
+        found = kernels.apply(plan, operands)
+        return super().apply(plan, operands) if found is None else (found.y, found.stats)
 
     def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
         found = kernels.apply(plan, operands, save=True)
         if found is None:
             return super().vjp(plan, operands)
-        y, stats = found
-        return y, kernels.batch_stats(plan, stats), lambda dy: kernels.vjp(plan, operands, stats, dy)
+        return found.y, found.stats, lambda dy: kernels.vjp(plan, operands, found.packed, dy)

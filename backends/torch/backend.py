@@ -10,6 +10,7 @@ import torch
 from torch.autograd import forward_ad
 
 from normkit.backends import kernels
+from normkit.backends.kernels import Applied
 from normkit.backends.protocol import Array, ArrayBackend
 from normkit.backends.torch import ops
 from normkit.core.moments import Habits, Moments, rescue_always, rescue_if_needed
@@ -47,13 +48,12 @@ class TorchBackend(ArrayBackend):
     def constant(self, x: Array) -> Array:
         return x.detach()
 
-    def at_once(self, plan: Plan, x: Array, weight: Any, bias: Any, mean: Any, var: Any) -> Array | None:
+    def at_once(self, plan: Plan, x: Array, weight: Any, bias: Any, mean: Any, var: Any) -> Applied | None:
         if _traced(x):
             return None
         if torch.is_grad_enabled() and _wants_gradient(x, weight, bias, mean, var):
-            if not kernels.fits(plan, x, weight, bias, mean, var):
-                return None
-            return _Fused.apply(plan, x, weight, bias, mean, var, None)[0]
+            done = kernels.at_once(plan, x, weight, bias, mean, var, True)
+            return done and Applied(_Fused.apply(done, plan, x, weight, bias, mean, var), None, done[2])
         return kernels.at_once(plan, x, weight, bias, mean, var)
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
@@ -63,14 +63,9 @@ class TorchBackend(ArrayBackend):
         if torch.compiler.is_compiling() and ops.serves(plan, operands):
             return ops.apply(plan, operands)
         recorded, traced = _recorded(operands), _traced(x)
-        if recorded and not traced and kernels.accelerates(plan, operands):
-            y, *stats = _Fused.apply(plan, *operands)
-            return y, BatchStats(*stats) if stats else None
-        if not recorded and not traced:
-            found = kernels.apply(plan, operands, save=plan.layer == "batch_norm_train")
-            if found is not None:
-                y, packed = found
-                return y, kernels.batch_stats(plan, packed)
+        done = None if traced else kernels.apply(plan, operands, save=recorded)
+        if done is not None:
+            return _Fused.apply(done, plan, *operands[:5]) if recorded else done.y, done.stats
         if not recorded or traced:
             return _plain(plan, operands)
         y, *stats = _Normalize.apply(plan, *operands)
@@ -78,10 +73,9 @@ class TorchBackend(ArrayBackend):
 
     def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
         if not _recorded(operands) and not _traced(operands.x):
-            found = kernels.apply(plan, operands, save=True)
-            if found is not None:
-                y, packed = found
-                return y, kernels.batch_stats(plan, packed), lambda dy: kernels.vjp(plan, operands, packed, dy)
+            done = kernels.apply(plan, operands, save=True)
+            if done is not None:
+                return done.y, done.stats, lambda dy: kernels.vjp(plan, operands, done.packed, dy)
         y, used = forward(xp, plan, operands, _habits(plan, operands.x))
         return y, returned_stats(xp, plan, operands, used), lambda dy: vjp(xp, plan, operands, used, dy)
 
@@ -175,36 +169,25 @@ class _Normalize(torch.autograd.Function):
 
 
 class _Fused(torch.autograd.Function):
-    """:class:`_Normalize` by the kernels; a gradient of the gradient is made of differentiable operations."""
+    """Gives y, which the kernels have made, its gradient; the gradient of that is made of differentiable operations.
+
+    The statistics stay outside: each tensor that passes through costs a microsecond.
+    """
 
     @staticmethod
-    def forward(ctx, plan, *arrays):
-        found = kernels.apply(plan, Operands(*arrays), save=True)
-        assert found is not None, "accelerates() was not asked"
-        y, packed = found
+    def forward(ctx, done, plan, *arrays):
         ctx.plan = plan
-        ctx.save_for_backward(*arrays, packed)
-        stats = kernels.batch_stats(plan, packed)
-        if stats is None:
-            return (y,)
-        ctx.mark_non_differentiable(stats.mean, stats.var)
-        ctx.set_materialize_grads(False)
-        return y, *stats
+        ctx.save_for_backward(*arrays, done.packed)
+        return done.y
 
     @staticmethod
-    def backward(ctx, dy, *_):
-        if dy is None:
-            return (None,) * 7
+    def backward(ctx, dy):
         *arrays, packed = ctx.saved_tensors
-        operands = Operands(*arrays)
-        needed = dict(zip(Operands._fields, ctx.needs_input_grad[1:], strict=True))
-        needs = Gradients(*map(needed.get, Gradients._fields))
+        operands, needs = Operands(*arrays), Gradients(*ctx.needs_input_grad[2:])
         if torch.is_grad_enabled():
             used = forward(xp, ctx.plan, operands, _habits(ctx.plan, operands.x))[1]
-            found = vjp(xp, ctx.plan, operands, used, dy, needs=needs)
-        else:
-            found = kernels.vjp(ctx.plan, operands, packed, dy, needs)
-        return None, found.x, found.weight, found.bias, found.mean, found.var, None
+            return None, None, *vjp(xp, ctx.plan, operands, used, dy, needs=needs)
+        return None, None, *kernels.vjp(ctx.plan, operands, packed, dy, needs)
 
 
 BACKEND = TorchBackend()

@@ -2,6 +2,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <memory>
+#include <new>
 #include <utility>
 
 #include "arrays.h"
@@ -18,8 +20,10 @@ enum Argument {
 constexpr const char *kNames[ARGUMENTS] = {"x",   "dy",    "weight",  "bias",  "mean",  "var",
                                            "out", "stats", "dweight", "dbias", "dmean", "dvar"};
 
+int64_t sets_of(const Args &a, int kind) { return kind == CHANNELS ? a.channels : a.outer * a.groups; }
+
 bool check(const Args &a, Array (&arrays)[ARGUMENTS], bool backward, int kind, int64_t rows_of_stats) {
-  const int64_t params = a.groups * a.channels, sets = kind == CHANNELS ? a.channels : a.outer * a.groups;
+  const int64_t params = a.groups * a.channels, sets = sets_of(a, kind);
   const int64_t wanted[ARGUMENTS] = {a.size(), a.size(), params, params, params, params, a.size(),
                                      rows_of_stats * sets, params, params, params, params};
   if (!arrays[X].data && a.size()) return PyErr_SetString(PyExc_TypeError, "x must be given."), false;
@@ -92,8 +96,32 @@ bool is_plain(const Array &a, int argument, const Shape &params) {
   return argument < WEIGHT || argument > GIVEN_VAR || !a.data || (params == a && (argument != GIVEN_VAR || !any_negative(a)));
 }
 
+template <class T> void take_out(const void *stats, const Array &mean, const Array &var) {
+  const T *from = static_cast<const T *>(stats);
+  for (int64_t i = 0, n = mean.count; i < n; ++i) {
+    static_cast<T *>(mean.data)[i] = from[i] + from[n + i];
+    static_cast<T *>(var.data)[i] = from[2 * n + i];
+  }
+}
+
+// Mean and variance of a batch, out of the packed statistics of its channels.
+struct Batch {
+  Array mean, var;
+
+  bool open(PyObject *const *objects) { return mean.open(objects[0], "batch_mean", true) && var.open(objects[1], "batch_var", true); }
+  bool check(int type, int64_t count) const {
+    if (mean.data && var.data && mean.type == type && var.type == type && mean.count == count && var.count == count && !mean.overlaps(var)) return true;
+    return PyErr_SetString(PyExc_ValueError, "batch_mean and batch_var must be apart and have the statistics' dtype, a value per channel."), false;
+  }
+  void take_out_of(const void *stats) const {
+    if (mean.type == F64) take_out<double>(stats, mean, var);
+    else take_out<float>(stats, mean, var);
+  }
+};
+
 // Runs a kernel on `values`; where the parameters' shape is given, NotImplemented if what is read is not plain (see above).
-PyObject *on_arrays(Args a, bool backward, long kind, PyObject *const *values, const Shape *params) {
+// `batch` is None or the place of a centred layer's mean and variance, twice.
+PyObject *on_arrays(Args a, bool backward, long kind, PyObject *const *values, const Shape *params, PyObject *const *batch = nullptr) {
   Array arrays[ARGUMENTS];
   for (int i = 0; i < ARGUMENTS; ++i) {
     const bool written = i == Y || i >= DWEIGHT || (i == STATS && !backward);
@@ -115,8 +143,18 @@ PyObject *on_arrays(Args a, bool backward, long kind, PyObject *const *values, c
   a.x = arrays[X].data, a.dy = arrays[DY].data, a.weight = arrays[WEIGHT].data, a.bias = arrays[BIAS].data;
   a.given_mean = arrays[GIVEN_MEAN].data, a.given_var = arrays[GIVEN_VAR].data, a.y = arrays[Y].data;
   a.dweight = arrays[DWEIGHT].data, a.dbias = arrays[DBIAS].data, a.dmean = arrays[DMEAN].data, a.dvar = arrays[DVAR].data;
-  if (char *stats = static_cast<char *>(arrays[STATS].data)) {
-    const int64_t row = arrays[STATS].bytes() / (a.center ? 4 : 2);
+  char *stats = static_cast<char *>(arrays[STATS].data);
+  const int64_t sets = sets_of(a, int(kind)), row = sets * size_of(a.xtype == F64 ? F64 : F32);
+  std::unique_ptr<char[]> room;
+  Batch of_batch;
+  if (batch && batch[0] != Py_None) {
+    if (kind == ROWS || !a.center) return PyErr_SetString(PyExc_ValueError, "Such a layer has no statistics of a batch."), nullptr;
+    if (!of_batch.open(batch) || !of_batch.check(a.xtype == F64 ? F64 : F32, sets)) return nullptr;
+    if (!stats) room.reset(new (std::nothrow) char[size_t(4 * row)]), stats = room.get();
+    if (!stats) return PyErr_NoMemory();
+  }
+  const char *packed = stats;
+  if (stats) {
     if (a.center) a.mean = stats, a.residue = stats + row, stats += 2 * row;
     a.var = stats, a.rstd = stats + row;
   }
@@ -129,6 +167,7 @@ PyObject *on_arrays(Args a, bool backward, long kind, PyObject *const *values, c
     PyEval_RestoreThread(state);
   }
   if (!done) return PyErr_NoMemory();
+  if (of_batch.mean.data) of_batch.take_out_of(packed);
   Py_RETURN_NONE;
 }
 
@@ -142,14 +181,6 @@ PyObject *empty(PyObject *, PyObject *const *values, Py_ssize_t count) {
   return fresh_capsule(int(numbers[0]), int(count - 1), numbers + 1);
 }
 
-template <class T> void take_out(const Array &stats, const Array &mean, const Array &var) {
-  const T *from = static_cast<const T *>(stats.data);
-  for (int64_t i = 0, n = mean.count; i < n; ++i) {
-    static_cast<T *>(mean.data)[i] = from[i] + from[n + i];
-    static_cast<T *>(var.data)[i] = from[2 * n + i];
-  }
-}
-
 // batch_stats(stats, mean, var): mean and variance, out of the packed statistics of a centred layer.
 PyObject *batch_stats(PyObject *, PyObject *const *values, Py_ssize_t count) {
   Array arrays[3];
@@ -160,8 +191,8 @@ PyObject *batch_stats(PyObject *, PyObject *const *values, Py_ssize_t count) {
     if (!arrays[i].data || arrays[i].type != arrays[0].type || arrays[i].count != (i ? arrays[0].count / 4 : arrays[0].count / 4 * 4))
       return PyErr_Format(PyExc_ValueError, "%s must have the dtype of stats and a fourth of its elements.", names[i]);
   }
-  if (arrays[0].type == F64) take_out<double>(arrays[0], arrays[1], arrays[2]);
-  else if (arrays[0].type == F32) take_out<float>(arrays[0], arrays[1], arrays[2]);
+  if (arrays[0].type == F64) take_out<double>(arrays[0].data, arrays[1], arrays[2]);
+  else if (arrays[0].type == F32) take_out<float>(arrays[0].data, arrays[1], arrays[2]);
   else return PyErr_SetString(PyExc_TypeError, "stats must be float32 or float64."), nullptr;
   Py_RETURN_NONE;
 }
@@ -229,16 +260,16 @@ PyObject *was_done(PyObject *done) {
   return PyBool_FromLong(right);
 }
 
-// apply(bound, x, weight, bias, mean, var, out, stats): whether it was done, which it is for plain row-major arrays of those
-// types, parameters of that shape, and a variance that is not negative.
+// apply(bound, x, weight, bias, mean, var, out, stats, batch_mean, batch_var): whether it was done, which it is for plain
+// row-major arrays of those types, parameters of that shape, and a variance that is not negative.
 PyObject *apply(PyObject *, PyObject *const *values, Py_ssize_t count) {
-  if (count != 8) return PyErr_Format(PyExc_TypeError, "apply takes 8 arguments; received %zd.", count);
+  if (count != 10) return PyErr_Format(PyExc_TypeError, "apply takes 10 arguments; received %zd.", count);
   const auto *bound = static_cast<Bound *>(PyCapsule_GetPointer(values[0], Bound::kName));
   if (!bound) return nullptr;
   if (!takes(*bound, values + 1, 5)) return PyErr_Occurred() ? nullptr : PyBool_FromLong(false);
   PyObject *const none = Py_None, *const all[ARGUMENTS] = {values[1], none, values[2], values[3], values[4], values[5],
                                                            values[6], values[7], none, none, none, none};
-  return was_done(on_arrays(bound->args, false, bound->kind, all, &bound->params));
+  return was_done(on_arrays(bound->args, false, bound->kind, all, &bound->params, values + 8));
 }
 
 // pull_back(bound, x, dy, weight, bias, mean, var, dx, stats, dweight, dbias, dmean, dvar): as apply, for the gradients.
@@ -248,22 +279,6 @@ PyObject *pull_back(PyObject *, PyObject *const *values, Py_ssize_t count) {
   if (!bound) return nullptr;
   if (!takes(*bound, values + 1, 6)) return PyErr_Occurred() ? nullptr : PyBool_FromLong(false);
   return was_done(on_arrays(bound->args, true, bound->kind, values + 1, &bound->params));
-}
-
-// fits(bound, x, weight, bias, mean, var): whether apply would do it.
-PyObject *fits(PyObject *, PyObject *const *values, Py_ssize_t count) {
-  if (count != 6) return PyErr_Format(PyExc_TypeError, "fits takes 6 arguments; received %zd.", count);
-  const auto *bound = static_cast<Bound *>(PyCapsule_GetPointer(values[0], Bound::kName));
-  if (!bound) return nullptr;
-  if (!takes(*bound, values + 1, 5)) return PyErr_Occurred() ? nullptr : PyBool_FromLong(false);
-  const Argument read[] = {X, WEIGHT, BIAS, GIVEN_MEAN, GIVEN_VAR};
-  for (int i = 0; i < 5; ++i) {
-    Array a;
-    if (a.open(values[1 + i], kNames[read[i]], false) && is_plain(a, read[i], bound->params)) continue;
-    PyErr_Clear();
-    Py_RETURN_FALSE;
-  }
-  Py_RETURN_TRUE;
 }
 
 PyObject *negative(PyObject *, PyObject *object) {
@@ -309,11 +324,10 @@ PyMethodDef methods[] = {
     {"bind", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(bind)), METH_FASTCALL,
      "bind(types, negated, shape, kind, outer, groups, channels, inner, eps, offset, center): a forward call whose arrays are to come."},
     {"apply", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(apply)), METH_FASTCALL,
-     "apply(bound, x, weight, bias, mean, var, out, stats): run it; False where an array is of another type, shape or layout."},
+     "apply(bound, x, weight, bias, mean, var, out, stats, batch_mean, batch_var): run it; False where an array is of another type, shape or "
+     "layout."},
     {"pull_back", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(pull_back)), METH_FASTCALL,
      "pull_back(bound, x, dy, weight, bias, mean, var, dx, stats, dweight, dbias, dmean, dvar): as apply, for gradients."},
-    {"fits", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(fits)), METH_FASTCALL,
-     "fits(bound, x, weight, bias, mean, var): whether apply would do it."},
     {"negative", negative, METH_O, "Whether a value is negative; None where x is not a dense float array in host memory."},
     {"info", info, METH_NOARGS, "The instruction set and the threads in use."},
     {"served", counts, METH_NOARGS, "How many forward and backward calls kernels have served in this process."},
