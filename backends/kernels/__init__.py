@@ -87,7 +87,7 @@ def refusal(plan: Plan, operands: Operands) -> str | None:
 
 
 class Applied(NamedTuple):
-    """What became of a call: ``y``, the packed statistics where they are wanted, and those of the batch if it has any."""
+    """What became of a call: ``y``, the packed statistics where they are wanted, those of the batch if it has any."""
 
     y: Array
     packed: Array | None
