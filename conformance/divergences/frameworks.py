@@ -131,6 +131,7 @@ def haiku_batch_norm(x, decay_rate=0.9, only_init=False, eps=1e-5) -> Trained:
 
     net = hk.transform_with_state(lambda x: hk.BatchNorm(True, True, decay_rate, eps=eps)(x, is_training=True))
     key, x = jax.random.key(0), jnp.asarray(x)
+    state: Any
     params, state = net.init(key, x)
     if not only_init:
         state = jax.tree.map(jnp.zeros_like, state)

@@ -27,16 +27,16 @@ def freeze_semantics() -> Columns:
         layer(BATCH, training=True)
         return layer.moving_mean
 
-    def ours(mode):
-        layer = getattr(nk.BatchNorm(1, momentum=0.5), mode)()
+    def ours(**switches):
+        layer = nk.BatchNorm(1, momentum=0.5, train_affine=False, **switches)
         layer(BATCH)
         return layer.running.mean
 
     yield "torch", torch
     yield "Keras", keras
     yield "Flax", lambda: f.flax_batch_norm(BATCH, momentum=0.5).mean
-    yield "normkit eval()", lambda: ours("eval")
-    yield "normkit train()", lambda: ours("train")
+    yield "normkit train_affine=False, use_batch_stats=False", lambda: ours(use_batch_stats=False)
+    yield "normkit train_affine=False", ours
 
 
 @shows("eval-without-stats", "x = [8, 12] in inference, before any training", "y")

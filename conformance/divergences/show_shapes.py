@@ -237,8 +237,8 @@ def state_names() -> Columns:
     yield "Keras", lambda: ", ".join(v.name for v in _keras("BatchNormalization", (2, 1)).variables)
     yield "Flax", flax
     yield "normkit state_dict()", lambda: ", ".join(nk.BatchNorm(1).state_dict())
-    for to in ("keras", "nnx"):
-        yield f'normkit convert(to="{to}")', lambda to=to: ", ".join(nk.convert(nk.BatchNorm(1), to=to).arrays())
+    yield 'normkit convert(to="keras")', lambda: ", ".join(nk.convert(nk.BatchNorm(1), to="keras").arrays())
+    yield 'normkit convert(to="nnx")', lambda: ", ".join(nk.convert(nk.BatchNorm(1), to="nnx").arrays())
 
 
 _FLAX = ("scale", "bias", "mean", "var")

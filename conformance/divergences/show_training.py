@@ -16,8 +16,8 @@ def _started(channels=1) -> nk.RunningStats:
     return nk.RunningStats(np.zeros(channels, np.float32), np.ones(channels, np.float32))
 
 
-def _updated(x=BATCH, axis=1, valid=None, **options) -> nk.RunningStats:
-    return _started(x.shape[axis]).update(nk.batch_norm_train(x, axis=axis, **(valid or {}))[1], **options)
+def _updated(x=BATCH, axis=1, given=None, **options) -> nk.RunningStats:
+    return _started(x.shape[axis]).update(nk.batch_norm_train(x, axis=axis, **(given or {}))[1], **options)
 
 
 def _layer(x=BATCH, **options) -> nk.BatchNorm:
@@ -139,6 +139,8 @@ def single_value() -> Columns:
     yield "Haiku", lambda: f.haiku_batch_norm(x).y
     yield "ONNX", lambda: f.onnx_batch_norm(x).y
     yield 'normkit single_value="raise"', lambda: nk.BatchNorm(1, single_value="raise")(x)
+    yield 'normkit single_value="zero"', lambda: nk.BatchNorm(1, single_value="zero")(x)
+    yield 'normkit single_value="running"', lambda: nk.BatchNorm(1, single_value="running")(x)
 
 
 @shows("empty-batch", "x of shape (0, 1)", "running mean and variance after one batch")
@@ -152,7 +154,7 @@ def empty_batch() -> Columns:
     yield "Keras", lambda: both(f.keras_batch_norm(x))
     yield "tf_keras", lambda: both(f.keras_batch_norm(x, "tf_keras"))
     yield "Flax", lambda: both(f.flax_batch_norm(x))
-    yield "normkit", lambda: both(_updated(x))
+    yield 'normkit empty_batch="keep"', lambda: both(_layer(x, empty_batch="keep").running)
 
 
 @shows("all-masked", "two channels of x = [8, 12], nothing of which is valid; 0.5 as the momentum", "running variance")
@@ -188,7 +190,10 @@ def mask_eps() -> Columns:
     yield "Flax", lambda: f.numbers(f.flax_batch_norm(x, first[..., None], momentum=0.0).mean) - 2.0**23
     yield (
         "normkit mask",
-        lambda: _updated(x, -1, {"mask": first[..., None]}, momentum=0.0, unbiased=False).mean - 2.0**23,
+        lambda: (
+            _updated(x, -1, {"mask": first[..., None], "single_value": "zero"}, momentum=0.0, unbiased=False).mean
+            - 2.0**23
+        ),
     )
 
 
@@ -228,4 +233,6 @@ def nan_propagation() -> Columns:
     yield "Flax", lambda: f.flax_batch_norm(x).mean
     yield "Haiku", lambda: f.haiku_batch_norm(x).mean
     yield "ONNX", lambda: f.onnx_batch_norm(x).mean
-    yield "normkit", lambda: _updated(x).mean
+    yield 'normkit nonfinite="propagate"', lambda: _layer(x, nonfinite="propagate").running.mean
+    yield 'normkit nonfinite="skip"', lambda: _layer(x, nonfinite="skip").running.mean
+    yield 'normkit nonfinite="raise"', lambda: _layer(x, nonfinite="raise").running.mean

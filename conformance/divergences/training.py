@@ -93,7 +93,8 @@ TRAINING = (
         {"torch": f"{_TORCH}1381", "keras": _KERAS_SOURCE, "flax": _FLAX},
         (
             Side("refused", ("torch",), 'single_value="raise"'),
-            Side("the bias", ("Keras", "Flax", "Haiku", "ONNX")),
+            Side("the bias", ("Keras", "Flax", "Haiku", "ONNX"), 'single_value="zero"'),
+            Side("by running statistics", (), 'single_value="running"'),
         ),
     ),
     Divergence(
@@ -102,7 +103,7 @@ TRAINING = (
         "the running statistics become NaN in Keras and Flax, for good; torch leaves them alone",
         {"torch": f"{_TORCH}36530", "keras": _KERAS_SOURCE, "flax": _FLAX},
         (
-            Side("statistics are kept", ("torch",), "always"),
+            Side("statistics are kept", ("torch",), 'empty_batch="keep"'),
             Side("statistics become NaN", ("Keras", "tf_keras", "Flax")),
         ),
     ),
@@ -143,7 +144,11 @@ TRAINING = (
         "What one NaN does to running statistics",
         "one batch with a NaN makes them NaN for good, which shows in inference only",
         {"torch": f"{_TORCH}88474"},
-        (Side("NaN for good", ("torch", "Keras", "Flax", "Haiku", "ONNX"), "always"),),
+        (
+            Side("NaN for good", ("torch", "Keras", "Flax", "Haiku", "ONNX"), 'nonfinite="propagate"'),
+            Side("the batch is left out", (), 'nonfinite="skip"'),
+            Side("refused", (), 'nonfinite="raise"'),
+        ),
     ),
     Divergence(
         "freeze-semantics",
@@ -151,8 +156,8 @@ TRAINING = (
         "Keras's trainable=False is inference; torch's requires_grad=False freezes the parameters only",
         {"keras": f"{_KERAS}9522", "keras-7085": f"{_KERAS}7085"},
         (
-            Side("statistics stop too", ("Keras",), "eval()"),
-            Side("statistics go on", ("torch", "Flax"), "train()"),
+            Side("statistics stop too", ("Keras",), "train_affine=False, use_batch_stats=False"),
+            Side("statistics go on", ("torch", "Flax"), "train_affine=False"),
         ),
         "what is frozen differs: Keras's trainable=False stops the statistics too, torch's requires_grad=False does "
         "not, JAX libraries have no such switch",
