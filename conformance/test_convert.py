@@ -199,6 +199,19 @@ def test_the_cast_point_is_told():
     assert result.norms["norm"].cast == "input"
 
 
+def test_normkit_keeps_the_cast_point():
+    settings = {"norm": {"layer": "LlamaRMSNorm", "variance_epsilon": 1e-6}}
+    weight = np.arange(3, dtype=np.float32)
+    kept = nk.convert({"norm.weight": weight}, "normkit", framework="torch", settings=settings)
+    assert kept.natives["norm"].settings["cast"] == "input" and "cast-point" not in rules(kept)
+    layer = nk.RMSNorm(3, style="llama")
+    layer.load_state_dict({"weight": weight})
+    back = nk.convert(layer, "keras")
+    assert back.norms[""].cast == "input" and "cast-point" in rules(back)
+    nk.convert(layer, other := nk.RMSNorm(3))
+    assert other.cast == "output" and np.array_equal(other.weight, weight)
+
+
 def test_an_eps_of_none_is_a_number():
     settings = {"norm": {"layer": "RMSNorm", "eps": None}}
     for dtype, eps in ((np.float32, 2.0**-23), (ml_dtypes.bfloat16, 2.0**-23), (np.float64, 2.0**-52)):

@@ -16,6 +16,7 @@ from .backends import Backend
 from .backends.protocol import FLOATING, ArrayBackend
 from .core.normalize import BatchStats, Operands
 from .core.plan import Plan, Shape, Size
+from .styles import STYLES
 
 _DTYPES = ", ".join(sorted(FLOATING))
 
@@ -260,6 +261,21 @@ def bound(name: str, value: Any, least: float) -> Any:
         return value
     if math.isnan(found := number(name, value)) or found < least:
         raise ValueError(f"{name} must be at least {least:g}; received {value}.")
+    return found
+
+
+def style(name: str | None, cast: str, weight_offset: float) -> tuple[str, float]:
+    """Cast point and weight offset, as they were given or by whose they are."""
+    if name is None:
+        return cast, weight_offset
+    found = STYLES.get(name)
+    if found is None:
+        raise ValueError(f"style must be one of {', '.join(STYLES)}; received {name!r}.")
+    if cast != "output" or weight_offset:
+        raise ValueError(
+            f"style {name!r} says what cast and weight_offset are; received cast={cast!r} and "
+            f"weight_offset={weight_offset}."
+        )
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -421,7 +422,8 @@ def vjp(fn: Callable, *args: Any, **kwargs: Any) -> tuple[Any, Callable[[Array],
 
     Parameters
     ----------
-    fn : one of normkit's functions of x: ``layer_norm``, ``batch_norm_train``, ``lp_layer_norm`` and so on
+    fn : one of normkit's functions of x: ``layer_norm``, ``batch_norm_train``, ``lp_layer_norm`` and so on, or a
+        ``functools.partial`` of one
     *args, **kwargs : its arguments
 
     Returns
@@ -437,11 +439,13 @@ def vjp(fn: Callable, *args: Any, **kwargs: Any) -> tuple[Any, Callable[[Array],
     ValueError
         dy has another shape than y.
     """
+    if isinstance(fn, functools.partial):
+        return vjp(fn.func, *fn.args, *args, **{**fn.keywords, **kwargs})
     if fn in COMPOSED:
         return COMPOSED[fn](*args, **kwargs)
     binder = BINDERS.get(fn)
     if binder is None:
-        names = ", ".join(f.__name__ for f in (*BINDERS, *COMPOSED))
+        names = ", ".join(f.__name__ for f in (*BINDERS, *COMPOSED) if f.__name__ != "renormalized")
         raise TypeError(f"fn must be one of {names}; received {fn!r}.")
     backend, plan, operands = binder(*args, **kwargs)
     y, stats, gradients = backend.vjp(plan, operands)

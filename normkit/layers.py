@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
+from . import _schedules as schedules
 from . import _validate as check
-from . import functional
+from . import functional, variants
+from ._calls import CASTS
 from ._layer import Array, Layer, namespace
 from ._policies import USUAL, Policed, batch_norm
+from ._schedules import Bound
 from .stats import RunningStats
 
 
@@ -96,6 +101,10 @@ class RMSNorm(Layer):
     axis : the normalized axis or axes; by default the last ones, as many as there are lengths
     eps : a number >= 0, added to the mean square
     weight_offset : added to the weight; 1.0 for models whose weight is a deviation from one
+    cast : float16 and bfloat16 are rounded once, at the "output", or before the weight as well, "input"
+    style : in the place of weight_offset and cast, whose they are: "llama", "mistral", "mixtral", "qwen2", "qwen3",
+        "phi3", "t5", "onnx" (cast="input"), "gemma", "gemma2", "gemma3" (weight_offset=1), "torch", "keras", "flax",
+        "olmo2" (neither)
     affine : with weight (``1 - weight_offset`` at first)
     bias : with bias (zeros), where affine
     train_affine, dtype, device, backend : as :class:`LayerNorm`
@@ -117,6 +126,7 @@ class RMSNorm(Layer):
     affine            elementwise_affine       (always)                   use_scale              (always)
     weight            weight                   scale                      scale                  scale
     bias              no                       no                         no                     no
+    cast              "output"                 "output"                   "output"               "input"
     ================  =======================  =========================  =====================  ====================
     """
 
@@ -129,6 +139,8 @@ class RMSNorm(Layer):
         axis: int | tuple[int, ...] | None = None,
         eps: float = 1e-6,
         weight_offset: float = 0.0,
+        cast: str = "output",
+        style: str | None = None,
         affine: bool = True,
         bias: bool = False,
         train_affine: bool = True,
@@ -137,12 +149,13 @@ class RMSNorm(Layer):
         backend: Any = "numpy",
     ) -> None:
         self.normalized_shape = normalized_shape
-        self.weight_offset = check.finite("weight_offset", weight_offset)
+        offset = check.finite("weight_offset", weight_offset)
+        self.cast, self.weight_offset = check.style(style, check.choice("cast", cast, CASTS), offset)
         lengths = check.lengths("normalized_shape", normalized_shape)
         super().__init__(lengths, axis, eps, affine, bias, dtype, device, backend, train_affine, 1 - self.weight_offset)
 
     def _run(self, run, x, **valid):
-        options = {"axis": self._axes, "eps": self.eps, "weight_offset": self.weight_offset, **valid}
+        options = {"axis": self._axes, "eps": self.eps, "weight_offset": self.weight_offset, "cast": self.cast, **valid}
         return run(functional.rms_norm, x, *self._affine(), **options)
 
 
@@ -278,6 +291,11 @@ class BatchNorm(Policed, Layer):
         a channel as they are; "raise" refuses the batch
     use_batch_stats : normalize by the statistics of the batch, in either mode; False: by the running ones; None: in
         training by the batch, in inference by the running ones
+    virtual_batch_size : in training, normalize so many samples after each other as a batch of their own; the running
+        statistics are those of the whole batch
+    r_max, d_max : in training, batch renormalization (:func:`normkit.batch_renorm_train`) by the running statistics
+        within these bounds: numbers, pairs ``((num_batches, bound), ...)`` with straight lines between them, or
+        functions of num_batches. None for one of them: 1 or 0; for both: batch norm
     update_stats : merge the statistics of the batch into the running ones, in either mode; False: do not; None: in
         training, where those of the batch are used
     affine, bias, train_affine, dtype, device, backend : as :class:`LayerNorm`; the statistics are at least float32
@@ -322,6 +340,9 @@ class BatchNorm(Policed, Layer):
         single_value: str = "raise",
         empty_batch: str = "keep",
         nonfinite: str = "propagate",
+        virtual_batch_size: int | None = None,
+        r_max: Bound = None,
+        d_max: Bound = None,
         use_batch_stats: bool | None = None,
         update_stats: bool | None = None,
         affine: bool = True,
@@ -334,6 +355,7 @@ class BatchNorm(Policed, Layer):
         self.num_features = check.positive_int("num_features", num_features)
         self.momentum = check.momentum(momentum, update_rate, default=_MOMENTUM)
         self.unbiased = bool(unbiased)
+        self.virtual_batch_size, self.r_max, self.d_max = schedules.checked(virtual_batch_size, r_max, d_max)
         self._set_policies(
             single_value=single_value,
             empty_batch=empty_batch,
@@ -348,7 +370,7 @@ class BatchNorm(Policed, Layer):
     def _run(self, run, x, **valid):
         options = {"axis": self._axes[0], "eps": self.eps, **valid}
         mean, var, _ = self.running
-        train, affine = functional.batch_norm_train, self._affine()
+        train, affine = self._training(), self._affine()
         if self._policies is not USUAL:
             y, stats, pullback = batch_norm(self._policies, self.training, run, train, x, mean, var, *affine, **options)
         elif self.training:
@@ -358,6 +380,16 @@ class BatchNorm(Policed, Layer):
         if stats is not None:
             self.running = self.running._merged("BatchNorm", stats, self.momentum, self.unbiased, self._policies)
         return y, pullback
+
+    def _training(self) -> Callable:
+        """The function that normalizes by the batch."""
+        if self.virtual_batch_size is not None:
+            return functools.partial(functional.batch_norm_train, virtual_batch_size=self.virtual_batch_size)
+        if self.r_max is None and self.d_max is None:
+            return functional.batch_norm_train
+        mean, var, seen = self.running
+        bounds = {"r_max": schedules.at(self.r_max, seen, 1.0), "d_max": schedules.at(self.d_max, seen, 0.0)}
+        return functools.partial(variants.renormalized, mean=mean, var=var, **bounds)
 
     def _held(self):
         return self.running.mean

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from . import _calls, functional
 from . import _validate as check
+from ._dispatch import backend_of
 from .core.moments import Habits, accumulation_dtype, masked, total
 from .core.normalize import BatchStats
 
@@ -26,6 +27,7 @@ def batch_renorm_train(
     eps: float = 1e-5,
     mask: Array | None = None,
     lengths: Array | None = None,
+    single_value: str = "raise",
 ) -> tuple[Array, BatchStats]:
     """Batch norm in training, corrected to what running statistics would give: batch renormalization.
 
@@ -43,7 +45,8 @@ def batch_renorm_train(
     d_max : a number >= 0, or an array of shape ()
     axis : the channel axis; negative values count from the end
     eps : a number >= 0, added to the variances
-    mask, lengths : as in :func:`normkit.batch_norm_train`
+    mask, lengths, single_value : as in :func:`normkit.batch_norm_train`; of a single value y is
+        ``d * weight + bias``
 
     Returns
     -------
@@ -75,7 +78,15 @@ def batch_renorm_train(
 
     Source: Ioffe, "Batch Renormalization", arXiv:1702.03275.
     """
-    backend, plan, operands, _ = _renormalized(x, mean, var, weight, bias, r_max, d_max, axis, eps, mask, lengths)
+    options = {"axis": axis, "eps": eps, "mask": mask, "lengths": lengths, "single_value": single_value}
+    return renormalized(x, weight, bias, mean=mean, var=var, r_max=r_max, d_max=d_max, **options)
+
+
+def renormalized(
+    x: Array, weight: Array | None = None, bias: Array | None = None, **options: Any
+) -> tuple[Array, BatchStats]:
+    """:func:`batch_renorm_train` with its array arguments in the order of batch norm's, as a layer calls it."""
+    backend, plan, operands, _ = _corrected(x, weight, bias, **options)
     y, stats = backend.apply(plan, operands)
     assert stats is not None
     return y, stats
@@ -86,12 +97,12 @@ class _Correction(NamedTuple):
     d: Array
 
 
-def _renormalized(x, mean, var, weight, bias, r_max, d_max, axis, eps, mask, lengths):
+def _corrected(x, weight, bias, *, mean, var, r_max, d_max, axis=1, eps=1e-5, **options):
     """Batch norm whose weight and bias hold r and d."""
     r_max, d_max = check.bound("r_max", r_max, 1), check.bound("d_max", d_max, 0)
     # What is refused of batch norm in inference is refused here.
     _calls.batch_norm(x, mean, var, weight, bias, axis=axis, eps=eps)
-    backend, plan, operands = _calls.batch_norm_train(x, axis=axis, eps=eps, mask=mask, lengths=lengths)
+    backend, plan, operands = _calls.batch_norm_train(x, axis=axis, eps=eps, **options)
     xp = backend.namespace(x)
     stats = backend.apply(plan, operands._replace(x=backend.constant(x)))[1]
     assert stats is not None
@@ -120,25 +131,30 @@ def _renormalized(x, mean, var, weight, bias, r_max, d_max, axis, eps, mask, len
     return backend, plan, operands._replace(weight=scale, bias=shift), _Correction(r, d)
 
 
-def _renorm_vjp(
-    x, mean, var, weight=None, bias=None, *, r_max=3.0, d_max=5.0, axis=1, eps=1e-5, mask=None, lengths=None
-) -> tuple[Any, Callable[[Array], tuple[Array, ...]]]:
-    found = _renormalized(x, mean, var, weight, bias, r_max, d_max, axis, eps, mask, lengths)
-    backend, plan, operands, (r, d) = found
+def _renormalized_vjp(x, weight=None, bias=None, **options) -> tuple[Any, Callable[[Array], tuple[Array, ...]]]:
+    backend, plan, operands, (r, d) = _corrected(x, weight, bias, **options)
     xp = backend.namespace(x)
     y, stats, gradients = backend.vjp(plan, operands)
 
     def pullback(dy: Array) -> tuple[Array, ...]:
         check.companion(backend, x, "dy", dy, tuple(backend.shape(x)))
         dx, of_scale, of_shift, *_ = gradients(dy)
-        taken = [dx, xp.zeros_like(mean), xp.zeros_like(var)]
-        if weight is not None:
-            taken.append(xp.astype(of_scale * r + of_shift * d, weight.dtype, copy=False))
-        if bias is not None:
-            taken.append(xp.astype(of_shift, bias.dtype, copy=False))
-        return tuple(taken)
+        of_weight = None if weight is None else xp.astype(of_scale * r + of_shift * d, weight.dtype, copy=False)
+        of_bias = None if bias is None else xp.astype(of_shift, bias.dtype, copy=False)
+        return tuple(g for g in (dx, of_weight, of_bias) if g is not None)
 
     return (y, stats), pullback
+
+
+def _renorm_vjp(x, mean, var, weight=None, bias=None, *, r_max=3.0, d_max=5.0, **options):
+    out, pullback = _renormalized_vjp(x, weight, bias, mean=mean, var=var, r_max=r_max, d_max=d_max, **options)
+    xp = backend_of("x", x).namespace(x)
+
+    def with_statistics(dy: Array) -> tuple[Array, ...]:
+        dx, *others = pullback(dy)
+        return dx, xp.zeros_like(mean), xp.zeros_like(var), *others
+
+    return out, with_statistics
 
 
 def filter_response_norm(
@@ -276,4 +292,8 @@ def weight_standardization(kernel: Array, gain: Array | None = None, *, axis: in
 
 
 functional.BINDERS |= {weight_standardization: _calls.weight_standardization}
-functional.COMPOSED |= {batch_renorm_train: _renorm_vjp, filter_response_norm: _filter_response_vjp}
+functional.COMPOSED |= {
+    batch_renorm_train: _renorm_vjp,
+    renormalized: _renormalized_vjp,
+    filter_response_norm: _filter_response_vjp,
+}

@@ -31,7 +31,7 @@ class Normkit(Framework):
         "LayerNorm": {"eps": 1e-5},
         "GroupNorm": {"eps": 1e-5, "axis": 1},
         "InstanceNorm": {"eps": 1e-5, "axis": 1},
-        "RMSNorm": {"eps": 1e-6, "weight_offset": 0.0},
+        "RMSNorm": {"eps": 1e-6, "weight_offset": 0.0, "cast": "output"},
     }
     arrays: ClassVar = {
         "": {"weight": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var",
@@ -52,12 +52,14 @@ class Normkit(Framework):
             common["momentum"] = Momentum(self.setting(native, "momentum"), "old")
             common["variance"] = "unbiased" if settings.get("unbiased", True) else "biased"
             common["num_batches"] = None if count is None else int(count)
+        if kind == "rms_norm":
+            common["cast"] = settings.get("cast", "output")
         if kind == "group_norm":
             common["num_groups"] = self.setting(native, "num_groups")
         return Norm(kind, weight_offset=settings.get("weight_offset", 0.0), **common, **found)
 
     def write(self, norm: Norm, say: Say) -> Native:
-        if norm.cast != "output":
+        if norm.cast != "output" and norm.kind != "rms_norm":
             say("cast-point", "normkit applies the weight before it rounds")
         if norm.bias is not None and norm.weight is None:
             say("affine-pair", "weight is ones")
@@ -75,6 +77,8 @@ class Normkit(Framework):
             settings = {"num_features": norm.lengths[0], **settings}
         if norm.weight_offset:
             settings["weight_offset"] = norm.weight_offset
+        if norm.kind == "rms_norm" and norm.cast != "output":
+            settings["cast"] = norm.cast
         arrays = self.stored(layer, norm)
         if norm.mean is not None and norm.kind != "batch_norm":
             raise ConversionError(f"Running statistics of {norm.kind} exist in torch only, not in normkit.")
@@ -97,7 +101,7 @@ class Normkit(Framework):
 
     def layers(self, model: Any) -> Iterator[tuple[str, Native]]:
         names = ("normalized_shape", "num_groups", "num_channels", "num_features", "axis", "eps", "momentum",
-                 "unbiased", "weight_offset")  # fmt: skip
+                 "unbiased", "weight_offset", "cast")  # fmt: skip
         settings = {name: getattr(model, name) for name in names if hasattr(model, name)}
         yield "", Native(type(model).__name__, settings, {k: _host(k, v) for k, v in model.state_dict().items()})
 
