@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import math
 import multiprocessing
@@ -182,7 +183,7 @@ def run(
 def _add_speed(report: Report, names: Sequence[str], step: Step) -> None:
     report.speed = []
     for name in names:
-        outcome = _apart(_time, (name,), lambda label, share, name=name: step(f"{name}, speed", label, share))
+        outcome = _apart(_time, (name,), functools.partial(step, f"{name}, speed"))
         report.speed += outcome.speed
         if error := outcome.error or next((row.error for row in outcome.speed if row.error), ""):
             report.broken[f"{name}, speed"] = error

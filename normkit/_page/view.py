@@ -63,6 +63,7 @@ def of(report: Report) -> dict[str, Any]:
         "heat": _heats(rows),
         "ladder": plots.ladder(report.ladder, LABELS),
         "lines": _lines(report),
+        "steps": _steps(report.ladder),
         "agreement": _agreement(report.agreement),
         "speed": report.speed and _speed(report.speed),
         "divergences": _divergences(report),
@@ -193,6 +194,27 @@ def _lines(report: Report) -> list[tuple[str, str, str]]:
     return [(role, plots.MARKERS[role][1], words) for role, words in drawn.items()]
 
 
+def _steps(rungs: Sequence[across.Rung]) -> dict[str, Any]:
+    """The ladder as a table: a line for normkit in each library, and for each native layer."""
+    offsets = sorted({r.offset for r in rungs})
+    lines: dict[tuple[str, str, bool], dict[float, Cell]] = {}
+    limit, native_limit = (tolerance(quantity, across.DTYPE).units for quantity in ("forward", "native"))
+    for r in rungs:
+        own = lines.setdefault((r.layer, f"normkit, {TITLES[r.library]}", True), {})
+        own[r.offset] = figure(r.error, _own(r.error, limit))
+        if not math.isnan(r.native_error):
+            native = lines.setdefault((r.layer, native_title(r.native), False), {})
+            native[r.offset] = figure(r.native_error, shade(r.native_error, native_limit, across.DTYPE))
+    ordered = sorted(lines, key=lambda key: (LAYERS.index(key[0]), not key[2]))
+    return {
+        "offsets": [f"{offset:.3g}".replace("e+0", "e") for offset in offsets],
+        "lines": [
+            (LABELS.get(layer, layer), of, own, [lines[layer, of, own].get(o, Cell("", None)) for o in offsets])
+            for layer, of, own in ordered
+        ],
+    }
+
+
 def _agreement(pairs: Sequence[across.Pair]) -> list[dict[str, Any]]:
     """A matrix of normkit in each two libraries, one of each two native layers; and the largest on each input."""
     limit = tolerance("cross", across.DTYPE).units
@@ -202,7 +224,7 @@ def _agreement(pairs: Sequence[across.Pair]) -> list[dict[str, Any]]:
         worst = across.worst(mine)
         owners = list(dict.fromkeys(owner for key in worst for owner in key))
         table = [(_owner(a), [_pair(worst.get((a, b)) or worst.get((b, a)), limit) for b in owners]) for a in owners]
-        inputs = {}
+        inputs: dict[str, across.Pair] = {}
         for pair in mine:
             top = inputs.setdefault(pair.input, pair)
             inputs[pair.input] = max(top, pair, key=lambda p: p.distance)
@@ -239,7 +261,8 @@ def _speed(rows: Sequence[Any]) -> dict[str, Any]:
     def seconds(time: Any) -> Cell:
         return Cell(cells.time(time), time and time.median)
 
-    found, groups = [], {}
+    found = []
+    groups: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         title = native_title(row.native)
         if row.speedup:
