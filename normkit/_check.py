@@ -166,7 +166,8 @@ def run(
     # The last libraries take the longest.
     with _one_thread(), ThreadPoolExecutor(min(_cores(), len(parts))) as pool:
         outcomes = dict(zip(reversed(parts), pool.map(finished, reversed(parts)), strict=True))
-    report = Report(quick, missing={} if names else {name: _why_missing(name) for name in absent})
+    missing = {} if names else {name: _why_missing(name) for name in absent}
+    report = Report(quick, missing=missing, machine=machine.describe(()))
     for part in parts:
         outcome = outcomes[part]
         report.measurements += outcome.measurements

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from normkit import _table
-from normkit._check import Report, Row, known_difference, native_limit
+from normkit._check import REAL, Report, Row, known_difference, native_limit
 from normkit._page import plots
 from normkit._table import LABELS, NATIVES, TITLES, UNITS
 from normkit.bench import cells
@@ -21,7 +21,6 @@ from normkit.conformance.inputs import stats_dtype
 from normkit.conformance.tolerances import UNIT, tolerance
 
 QUANTITIES = {"forward": "Forward", "gradient": "Gradients", "running": "Running statistics"}
-REAL = "Forward, on real input: photographs, digits, tabular columns"
 #: What shades mean, from the first to the last.
 SHADES = (
     "within tolerance",
@@ -60,7 +59,7 @@ def of(report: Report) -> dict[str, Any]:
         "tiles": _tiles(report, rows),
         "shades": SHADES,
         "columns": _columns(rows),
-        "heat": _heats(rows),
+        "heat": _heats(rows, dict.fromkeys(m.input for m in report.measurements if m.input in REAL)),
         "ladder": plots.ladder(report.ladder, LABELS),
         "lines": _lines(report),
         "steps": _steps(report.ladder),
@@ -109,12 +108,13 @@ def native_title(name: str) -> str:
     return {"textbook": "textbook"}.get(name, NATIVES.get(name, name))
 
 
-def _heats(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _heats(rows: Sequence[Row], real: Iterable[str]) -> list[dict[str, Any]]:
     """The tables of errors: of each quantity, and forward on real input alone."""
     there = [quantity for quantity in QUANTITIES if any(r.quantity == quantity for r in rows)]
-    tables = [_heat(rows, quantity) for quantity in there]
-    if "forward" in there:
-        tables.insert(1, _heat(rows, "forward", real=True))
+    tables = [_heat(rows, quantity) | {"id": quantity, "title": QUANTITIES[quantity]} for quantity in there]
+    if "forward" in there and real:
+        title = f"Forward, on real input: {', '.join(real)}"
+        tables.insert(1, _heat(rows, "forward", real=True) | {"id": "real", "title": title})
     return tables
 
 
@@ -134,7 +134,7 @@ def _heat(rows: Sequence[Row], quantity: str, real: bool = False) -> dict[str, A
         limits = sorted({r.tolerance for r in found.values() if r.dtype == dtype})
         native = tolerance("native", kind).units
         groups.append({"dtype": dtype, "unit": UNITS[kind], "limits": limits, "native": native, "lines": lines})
-    return {"id": "real" if real else quantity, "title": REAL if real else QUANTITIES[quantity], "groups": groups}
+    return {"groups": groups}
 
 
 def _heat_cells(
