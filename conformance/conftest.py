@@ -38,6 +38,7 @@ ONLY = {
     "test_torch_layers.py": "torch",
     "test_torch_models.py": "torch",
     "test_torch_recalibrate.py": "torch",
+    "test_torch_variants.py": "torch",
 }
 #: What no library makes a difference to, collected where one of these is tested.
 ONCE = {

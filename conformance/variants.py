@@ -24,9 +24,10 @@ class Variant:
     options: Mapping[str, Any] = field(default_factory=dict)
     names: tuple[str, ...] = ("x", "weight", "bias")
     masked: bool = False
+    layout: str = "contiguous"
 
     @property
-    def output(self) -> tuple[str, ...]:
+    def output(self) -> tuple[int, ...]:
         """The arrays that have a gradient."""
         return tuple(n for n in self.names if n not in ("mean", "var"))
 
@@ -57,8 +58,8 @@ class Variant:
         return values
 
     def __str__(self) -> str:
-        options = [f"{k}={v}" for k, v in self.options.items()] + ["masked"] * self.masked
-        return "-".join([self.function, "x".join(map(str, self.shape)), *options]).replace(" ", "")
+        words = [self.function, "x".join(map(str, self.shape)), *(f"{k}={v}" for k, v in self.options.items())]
+        return "-".join([*words, *["masked"] * self.masked]).replace(" ", "")
 
 
 #: Where a function's axis is if it is not said.
@@ -205,9 +206,8 @@ def _held(variant: Variant, values: Mapping[str, Array]) -> tuple[Array, Array] 
     """What no derivative sees: r and d, where there are any."""
     if variant.function != "batch_renorm_train":
         return None
-    o = {"axis": 1, "r_max": 3.0, "d_max": 5.0, **variant.options}
-    x, mean, var = (values[n] for n in ("x", "mean", "var"))
-    return fixed(x, mean, var, o["r_max"], o["d_max"], o["axis"], 1e-5, values.get("mask"))
+    options = {"axis": 1, "eps": 1e-5, "r_max": 3.0, "d_max": 5.0, **variant.options}
+    return fixed(*(values[n] for n in ("x", "mean", "var")), **options, mask=values.get("mask"))
 
 
 def hessian_product(variant: Variant, values: Mapping[str, Array], directions: Mapping[str, Array]) -> dict[str, Array]:

@@ -1,5 +1,12 @@
-"""Drop-in layers for PyTorch: those of torch.nn, with normkit's numbers."""
+"""Drop-in layers for PyTorch: those of torch.nn, with normkit's numbers; and relatives of batch norm."""
 
+from normkit.backends.torch.batch_variants import (
+    BackwardGradientNorm,
+    GhostBatchNorm,
+    LpNorm,
+    NoisyBatchNorm,
+    StopGradientBatchNorm,
+)
 from normkit.backends.torch.layers import (
     BatchNorm1d,
     BatchNorm2d,
@@ -16,16 +23,21 @@ from normkit.backends.torch.layers import (
 )
 
 __all__ = [
+    "BackwardGradientNorm",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
     "FrozenBatchNorm2d",
+    "GhostBatchNorm",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
     "LayerNorm2d",
+    "LpNorm",
+    "NoisyBatchNorm",
     "RMSNorm",
+    "StopGradientBatchNorm",
     "count_once",
 ]

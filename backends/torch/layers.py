@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from normkit import functional
 from normkit._dispatch import backend_of
 from normkit.backends.torch.statistics import count_batch, count_instances, count_once
+from normkit.core.normalize import BatchStats
 
 __all__ = [
     "BatchNorm1d",
@@ -44,6 +45,9 @@ def floating(input: Tensor, name: str) -> None:
 class BatchNormForward:
     """Batch norm as the layer's mode says: by the batch, whose statistics are counted, or by the running ones."""
 
+    #: Whether a running variance is n / (n - 1) times that of the values.
+    _unbiased = True
+
     def forward(self: Any, input: Tensor) -> Tensor:
         self._check_input_dim(input)
         return self._normalize(input)
@@ -66,10 +70,13 @@ class BatchNormForward:
             )
         if self.eps <= 0:
             raise ValueError(f"batch_norm eps must be positive during training, but got {self.eps}")
-        y, stats = functional.batch_norm_train(input, weight, bias, eps=self.eps)
+        y, stats = self._by_batch(input)
         if self.training and self.track_running_stats:
-            count_batch(self, stats)
+            count_batch(self, stats, self._unbiased)
         return y
+
+    def _by_batch(self: Any, input: Tensor) -> tuple[Tensor, BatchStats]:
+        return functional.batch_norm_train(input, self.weight, self.bias, eps=self.eps)
 
 
 class FrozenBatchNormForward:

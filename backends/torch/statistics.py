@@ -45,7 +45,7 @@ def _repeated() -> bool:
     return not torch.compiler.is_compiling() and _once > 0 and torch._C._current_graph_task_id() != -1
 
 
-def count_batch(layer: Any, stats: BatchStats) -> None:
+def count_batch(layer: Any, stats: BatchStats, unbiased: bool = True) -> None:
     """Merge the statistics of a batch into the buffers of a batch norm layer; one without elements does not count."""
     seen = layer.num_batches_tracked
     if _repeated() or _empty(stats):
@@ -53,7 +53,7 @@ def count_batch(layer: Any, stats: BatchStats) -> None:
     if seen is not None:
         seen.add_(1)
     if layer.running_mean is not None and (seen is not None or layer.momentum is not None):
-        _merge(layer, stats, 0 if seen is None else seen - 1, layer.momentum)
+        _merge(layer, stats, 0 if seen is None else seen - 1, layer.momentum, unbiased)
 
 
 def count_instances(layer: Any, input: Tensor) -> None:
@@ -79,8 +79,8 @@ def _empty(stats: BatchStats) -> bool:
 
 
 @torch.no_grad()
-def _merge(layer: Any, stats: BatchStats, before: Tensor | int, momentum: float | None) -> None:
+def _merge(layer: Any, stats: BatchStats, before: Tensor | int, momentum: float | None, unbiased: bool = True) -> None:
     keep = None if momentum is None else 1 - momentum
-    mean, var, _ = running.update(xp, layer.running_mean, layer.running_var, before, stats, keep, unbiased=True)
+    mean, var, _ = running.update(xp, layer.running_mean, layer.running_var, before, stats, keep, unbiased)
     layer.running_mean.copy_(mean)
     layer.running_var.copy_(var)

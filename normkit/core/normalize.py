@@ -153,9 +153,8 @@ def returned_stats(xp, plan: Plan, operands: Operands, used: Moments) -> BatchSt
     if not plan.stats_shape or operands.mean is not None:
         return None
     assert used.mean is not None
-    mean, var = used.mean + used.residue, used.var
-    count: Any = used.count
-    if plan.split is not None:
+    mean, var, count = used.mean + used.residue, used.var, used.count
+    if plan.virtual:
         mean, var, count = merged(xp, used, plan.split, plan.view[plan.split])
     if not is_number(count) and count.ndim > 0:
         count = xp.reshape(count, plan.stats_shape)

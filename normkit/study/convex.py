@@ -278,7 +278,7 @@ E7 = Experiment(
         ),
         Check("2-5", "2 to 5 times fewer, batch norm on the output", "GD / BNGD is in 2 to 5", ">=", 1.0, own=False),
         Check(
-            "2-5 in", "2 to 5 times fewer, on the inputs", "iterations fall by, least over sets", "<=", 5.0, own=False
+            "2-5_in", "2 to 5 times fewer, on the inputs", "iterations fall by, least over sets", "<=", 5.0, own=False
         ),
         Check("unity", "the eigenvalues of H* are closer to 1", "eigenvalue 0 of H*, most", ">", 1e-3, own=False),
         Check("never", "no step makes BNGD diverge", "worst excess left, BNGD", "<", 1.0),
@@ -311,7 +311,7 @@ E10 = Experiment(
         Check("rate", "at least as fast as (1 - μ/L)²", "measured rate, per iteration", "<=", "(1 - μ/L)²"),
         Check("fewer", "GDNP needs fewer iterations than GD", "GDNP iterations", "<", "GD iterations"),
         Check(
-            "bound, not squared",
+            "not_squared",
             "and so does the gradient's norm itself",
             "norm's rate, per iteration",
             "<=",

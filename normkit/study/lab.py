@@ -131,6 +131,12 @@ class Lab:
                 params = new
         return History(np.array(losses), params, False)
 
+    def steps_to(self, losses: np.ndarray, target: float = 0.3) -> float:
+        """Steps until the mean loss of five is below the target; one more than there were if it never is."""
+        mean = np.convolve(losses, np.ones(5) / 5, "valid") if len(losses) >= 5 else losses
+        below = np.flatnonzero(mean < target)
+        return float(below[0] + 5 if len(below) else len(losses) + 1)
+
     def statistics(self, net: Net, params: Params, rows: Any = slice(None)) -> dict[str, norms.Statistics]:
         """Of the training set (or these rows of it) as one batch: the population's, layer by layer."""
         run = Pass(self.xp)

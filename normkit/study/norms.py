@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from normkit import functional
+from normkit import functional, lp_norms
 
 Array = Any
 Pullback = Callable[[Array], tuple[Array, ...]]
@@ -62,7 +62,37 @@ def group(x: Array, weight: Array, bias: Array, groups: int = 8) -> tuple[Array,
     return *functional.vjp(functional.group_norm, x, groups, weight, bias), None
 
 
+def p_norm(p: float) -> Callable[[Array, Array, Array], tuple[Array, Pullback, Statistics]]:
+    """Less the mean, over the mean p-norm of x as it is."""
+
+    def norm(x, weight, bias):
+        (y, stats), pullback = functional.vjp(lp_norms.lp_batch_norm_train, x, weight, bias, p=p, eps=EPS)
+        return y, pullback, Statistics(stats.mean, stats.var)
+
+    return norm
+
+
+def ghost(size: int) -> Callable[[Array, Array, Array], tuple[Array, Pullback, Statistics]]:
+    """Batch norm by so many samples at a time."""
+
+    def norm(x, weight, bias):
+        (y, stats), pullback = functional.vjp(
+            functional.batch_norm_train, x, weight, bias, eps=EPS, virtual_batch_size=size
+        )
+        return y, pullback, Statistics(stats.mean, stats.var)
+
+    return norm
+
+
 #: Norms without a statistic of the batch: the same in training and inference.
 SAMPLEWISE = {"layer": layer, "group": group, "instance": lambda x, w, b: group(x, w, b, x.shape[1])}
 #: Norms by statistics of the batch, which inference replaces by the training set's.
-BATCHWISE: dict[str, Callable] = {"batch": batch, "noisy": batch, "stop_gradient": stop_gradient}
+BATCHWISE: dict[str, Callable] = {
+    "batch": batch,
+    "ghost 8": ghost(8),
+    "l1": p_norm(1),
+    "l2": p_norm(2),
+    "linf": p_norm(float("inf")),
+    "noisy": batch,
+    "stop_gradient": stop_gradient,
+}

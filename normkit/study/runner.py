@@ -23,7 +23,7 @@ from normkit.study.record import Experiment, number, verdict
 Step = Callable[[str, int, float], None]
 
 #: Where the experiments are, in the report's order.
-MODULES = ("exact", "convex")
+MODULES = ("exact", "convex", "training", "landscape", "shift", "inference", "depth")
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
 
 

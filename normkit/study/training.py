@@ -1,0 +1,430 @@
+"""Experiments that train: learning rates (E1, E5), noise (E2, E14), initialization (E11), pinned statistics (E17)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from normkit.study import data, engine
+from normkit.study.lab import Lab
+from normkit.study.record import Check, Experiment, Found
+
+#: Half a decade apart; ten times one of them is another.
+RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+STEPS = 300
+
+
+def _swept(lab: Lab, norm: str | None, rates: tuple[float, ...]) -> dict[str, np.ndarray]:
+    """Accuracy, steps to a loss of 0.3 and last losses by learning rate."""
+    net, found = engine.mlp(norm), []
+    for lr in rates:
+        run = lab.train(net, lr, STEPS)
+        steps = lab.steps_to(run.loss) if not run.diverged else STEPS + 1.0
+        last = float(run.loss[-20:].mean()) if not run.diverged else np.inf
+        found.append((lab.accuracy(net, run.params), steps, last))
+    accuracy, steps, last = np.array(found).T
+    return {"accuracy": accuracy, "steps": steps, "last": last}
+
+
+def learning_rates(lab: Lab) -> Found:
+    """Plain, batch norm and layer norm over nine learning rates."""
+    rates = RATES
+    swept = {norm or "none": _swept(lab, norm, rates) for norm in (None, "batch", "layer")}
+    plain, batch = swept["none"], swept["batch"]
+    best = int(np.lexsort((plain["steps"], -plain["accuracy"]))[0])
+    tenfold = min(best + 3, len(rates) - 1)
+    quickest = int(plain["steps"].argmin())
+    trained = {name: [r for r, a in zip(rates, s["accuracy"], strict=True) if a >= 0.9] for name, s in swept.items()}
+    numbers = {
+        "best rate, none": rates[best],
+        "accuracy at it, none": plain["accuracy"][best],
+        "ten times it": rates[tenfold],
+        "accuracy at ten times, batch norm": batch["accuracy"][tenfold],
+        "steps to loss 0.3 at best rate, none": plain["steps"][best],
+        "steps to loss 0.3 at ten times, batch norm": batch["steps"][tenfold],
+        "fewest steps to loss 0.3, none": plain["steps"][quickest],
+        "fewest steps to loss 0.3, batch norm": batch["steps"].min(),
+        "best accuracy, none": plain["accuracy"].max(),
+        "best accuracy, batch norm": batch["accuracy"].max(),
+        "largest rate that trains, none": max(trained["none"], default=0.0),
+        "largest rate that trains, batch norm": max(trained["batch"], default=0.0),
+        "largest rate that trains, layer norm": max(trained["layer"], default=0.0),
+        "accuracy at 0.01, none": plain["accuracy"][0],
+        "accuracy at 0.01, batch norm": batch["accuracy"][0],
+    }
+    numbers["times fewer steps"] = numbers["fewest steps to loss 0.3, none"] / batch["steps"].min()
+    numbers["times larger rate"] = numbers["largest rate that trains, batch norm"] / max(
+        numbers["largest rate that trains, none"], rates[0]
+    )
+    series = {f"{name}/{key}": a for name, s in swept.items() for key, a in s.items()}
+    return {k: float(v) for k, v in numbers.items()}, {"rates": np.array(rates), **series}
+
+
+def p_norms(lab: Lab) -> Found:
+    """Norms by p-norms over learning rates, each at its best."""
+    rates = (0.03, 0.1, 0.3, 1.0)
+    swept = {norm or "none": _swept(lab, norm, rates) for norm in (None, "batch", "l1", "l2", "linf")}
+    numbers = {f"best accuracy, {name}": float(s["accuracy"].max()) for name, s in swept.items()}
+    numbers |= {f"fewest steps to loss 0.3, {name}": float(s["steps"].min()) for name, s in swept.items()}
+    numbers |= {f"accuracy at 1, {name}": float(s["accuracy"][-1]) for name, s in swept.items()}
+    kinds = ("l1", "l2", "linf")
+    for what, least in (("best accuracy", min), ("accuracy at 1", min), ("fewest steps to loss 0.3", max)):
+        numbers[f"{what}, worst p-norm"] = least(numbers[f"{what}, {k}"] for k in kinds)
+
+    # What the norms' outputs look like: a Gaussian has a kurtosis of 3 and a spread of 1.
+    net, lr = engine.mlp("linf"), 0.1
+    run = engine.Pass(lab.xp)
+    net.forward(run, lab.train(net, lr, 50).params, lab.array(data.digits().x[:512]))
+    spread = lab.numpy(run.inputs["4.act"]).std(0)
+    numbers["spread of inputs after L-infinity"] = float(np.median(spread))
+    series = {f"{name}/{key}": a for name, s in swept.items() for key, a in s.items()}
+    return numbers, {"rates": np.array(rates), "inputs": lab.numpy(run.inputs["4.act"])[:, :16], **series}
+
+
+def noise_of(lab: Lab, names: list[str], units: int) -> Callable[[int, int], Mapping[str, tuple]]:
+    """Noise whose distribution is drawn anew each step: scale about 1.1 and shift about 0, other for each unit."""
+
+    def draw(step, batch):
+        rng = lab.rng(2, step)
+        found = {}
+        for name in names:
+            mean, scale = rng.uniform(-0.5, 0.5, units), rng.uniform(1, 1.25, units)
+            found[name] = rng.normal(scale, 0.1, (batch, units)), rng.uniform(mean - 0.1, mean + 0.1, (batch, units))
+        return found
+
+    return draw
+
+
+def noisy(lab: Lab) -> Found:
+    """Batch norm with and without noise behind it, and nets without it, at one learning rate."""
+    numbers, series = {}, {}
+    noise = noise_of(lab, [f"{k}.norm" for k in range(1, 9)], 64)
+    probe = data.digits()
+    for name, kind in (("none", None), ("batch norm", "batch"), ("noisy", "noisy"), ("none with noise", "noise")):
+        net, means, seen = engine.mlp(kind), [], []
+        with_noise = noise if kind in ("noisy", "noise") else None
+
+        def watch(k, params, x, t, net=net, means=means, seen=seen, with_noise=with_noise):
+            if k % 5 < 2 and k >= 20:
+                drawn = (
+                    {} if with_noise is None else {n: tuple(map(lab.array, p)) for n, p in with_noise(k, 512).items()}
+                )
+                run = engine.Pass(lab.xp, noise=drawn)
+                net.forward(run, params, lab.array(probe.x[:512]))
+                inputs = lab.numpy(run.inputs["6.act"])
+                means.append((inputs.mean(0), inputs.std(0)))
+                if k % 50 == 20 or k == 20:
+                    seen.append(inputs[:, 0])
+
+        run = lab.train(net, 0.03, STEPS, noise=with_noise, watch=watch)
+        mean, std = map(np.array, zip(*means, strict=True))
+        # Between a step and the next, in spreads of the unit.
+        moved = np.abs(mean[1::2] - mean[0::2]) / np.maximum(std[0::2], 1e-12)
+        numbers[f"accuracy, {name}"] = lab.accuracy(net, run.params)
+        numbers[f"inputs move by, {name}"] = float(np.median(moved.mean(1)))
+        numbers[f"last loss, {name}"] = float(run.loss[-20:].mean())
+        series[f"{name}/loss"], series[f"{name}/seen"] = run.loss, np.array(seen)
+    return numbers, series
+
+
+def statistics_noise(lab: Lab) -> Found:
+    """Full batches of 128 digits, normalized together or by 8, and otherwise the same."""
+    split = data.digits()
+    rows = lab.rng(14).permutation(len(split.x))[:128]
+    x, t = lab.array(split.x[rows]), lab.array(split.t[rows])
+    rate = lab.array(0.3)
+    numbers, series = {}, {}
+    for name, kind in (("whole batch", "batch"), ("by 8", "ghost 8")):
+        net = engine.mlp(kind, sizes=(64, 128, 128, 10))
+        objective = lab.value_and_grad(net)
+        params, losses, rng = lab.init(net), [], lab.rng(15)
+        for _ in range(200):
+            order = rng.permutation(128)
+            x, t = lab.array(split.x[rows[order]]), lab.array(split.t[rows[order]])
+            loss, grads = objective(params, x, t, {})
+            params = {n: a - rate * grads[n] for n, a in params.items()}
+            losses.append(float(loss))
+        known = lab.statistics(net, params, rows) if kind == "batch" else None
+        whole = engine.mlp("batch", sizes=(64, 128, 128, 10))
+        known = lab.statistics(whole, params, rows)
+        numbers[f"test error, {name}"] = 1 - lab.accuracy(net, params, known)
+        numbers[f"training loss, {name}"] = losses[-1]
+        series[f"{name}/loss"] = np.array(losses)
+    return numbers, series
+
+
+def initialization(lab: Lab) -> Found:
+    """Initial weights of five sizes."""
+    gains, numbers, series = (0.1, 0.3, 1.0, 3.0, 10.0), {}, {}
+    for name, kind in (("none", None), ("batch norm", "batch"), ("layer norm", "layer")):
+        accuracy = []
+        for gain in gains:
+            net = engine.mlp(kind, gain=gain)
+            accuracy.append(lab.accuracy(net, lab.train(net, 0.1, STEPS).params))
+        numbers[f"spread of accuracy, {name}"] = max(accuracy) - min(accuracy)
+        numbers[f"least accuracy, {name}"] = min(accuracy)
+        series[name] = np.array(accuracy)
+    return numbers, {"gains": np.array(gains), **series}
+
+
+def pinned(lab: Lab) -> Found:
+    """The same forward pass with and without the gradient of the statistics."""
+    rates = (0.01, 0.03, 0.1, 0.3, 1.0)
+    swept = {norm or "none": _swept(lab, norm, rates) for norm in (None, "batch", "stop_gradient")}
+    numbers = {}
+    for name, s in swept.items():
+        for k in (1, 2, 3):
+            numbers[f"last loss at {rates[k]}, {name}"] = float(min(s["last"][k], 99.0))
+            numbers[f"accuracy at {rates[k]}, {name}"] = float(s["accuracy"][k])
+        numbers[f"best accuracy, {name}"] = float(s["accuracy"].max())
+        numbers[f"fewest steps to loss 0.3, {name}"] = float(s["steps"].min())
+    both = [(b, p) for b, p in zip(swept["batch"]["accuracy"], swept["stop_gradient"]["accuracy"], strict=True)]
+    numbers["rates at which pinned is 5 points worse"] = float(sum(b - p > 0.05 for b, p in both))
+    series = {f"{name}/{key}": a for name, s in swept.items() for key, a in s.items()}
+    for name in ("batch", "stop_gradient"):
+        net, sizes = engine.mlp(name), []
+        run = lab.train(
+            net, 0.1, STEPS, watch=lambda k, p, x, t, s=sizes: s.append(np.linalg.norm(lab.numpy(p["4.weight"])))
+        )
+        numbers[f"norm of W grows by, {name}"] = float(sizes[-1] / sizes[0])
+        series[f"{name}/loss"], series[f"{name}/size"] = run.loss, np.array(sizes)
+    return numbers, {"rates": np.array(rates), **series}
+
+
+_AT = "Eight hidden layers of 64 with ReLU, batches of 128 digits, SGD, 300 steps"
+
+E1 = Experiment(
+    "E1",
+    "Larger learning rates",
+    "Does batch norm at ten times the best learning rate without it train at least as well, in fewer steps?",
+    (
+        Check(
+            "accuracy",
+            "at ten times the best plain rate, at least as accurate",
+            "accuracy at ten times, batch norm",
+            ">=",
+            "accuracy at it, none",
+        ),
+        Check(
+            "steps",
+            "and in fewer steps to a loss of 0.3",
+            "steps to loss 0.3 at ten times, batch norm",
+            "<",
+            "steps to loss 0.3 at best rate, none",
+        ),
+        Check(
+            "rates",
+            "the largest rate that trains (to 90 %) is larger",
+            "largest rate that trains, batch norm",
+            ">",
+            "largest rate that trains, none",
+        ),
+        Check("tenfold", "by ten times", "times larger rate", ">=", 10.0, own=False),
+        Check("14", "14 times fewer steps, each at its best rate", "times fewer steps", ">=", 14.0, own=False),
+        Check(
+            "fewer",
+            "fewer steps, each at its best rate",
+            "fewest steps to loss 0.3, batch norm",
+            "<",
+            "fewest steps to loss 0.3, none",
+            own=False,
+        ),
+        Check(
+            "low",
+            "at the lowest rate both come to the same accuracy, within 2 points",
+            "accuracy at 0.01, batch norm",
+            "<=",
+            "accuracy at 0.01, none",
+            offset=0.02,
+            own=False,
+        ),
+        Check(
+            "best",
+            "each at its best rate, batch norm is more accurate",
+            "best accuracy, batch norm",
+            ">",
+            "best accuracy, none",
+            own=False,
+        ),
+    ),
+    f"{_AT}. The best plain rate is chosen by test accuracy, which favours the plain net. At its best rate the plain "
+    "net is as accurate as batch norm, to a point: the gain is in steps and in rates.",
+    learning_rates,
+    cost=12,
+    frameworks=True,
+    figures=("learning_rates",),
+)
+
+E2 = Experiment(
+    "E2",
+    "Noise behind batch norm",
+    "Does batch norm train as well when noise makes its outputs less stable than those of a net without it?",
+    (
+        Check(
+            "close",
+            "with noise at most 3 points below batch norm",
+            "accuracy, noisy",
+            ">=",
+            "accuracy, batch norm",
+            offset=-0.03,
+        ),
+        Check("better", "and better than without batch norm", "accuracy, noisy", ">", "accuracy, none"),
+        Check("moves", "although its activations move more", "inputs move by, noisy", ">", "inputs move by, none"),
+        Check(
+            "kills",
+            "the same noise stops the net without batch norm (below 50 %)",
+            "accuracy, none with noise",
+            "<",
+            0.5,
+        ),
+    ),
+    f"{_AT} at a rate of 0.03, where the net without norm is away from its edge. The noise alone does not stop this "
+    "net, which is shallower than a VGG.",
+    noisy,
+    cost=8,
+    figures=("noise",),
+)
+
+E5 = Experiment(
+    "E5",
+    "p-norms in place of the standard deviation",
+    "Do norms by L1, L2 and L-infinity train as well as batch norm?",
+    (
+        Check(
+            "accuracy",
+            "each within a point of batch norm, at its best rate",
+            "best accuracy, worst p-norm",
+            ">=",
+            "best accuracy, batch",
+            offset=-0.01,
+        ),
+        Check(
+            "none",
+            "all far above no norm, at a rate of 1",
+            "accuracy at 1, worst p-norm",
+            ">",
+            "accuracy at 1, none",
+            offset=0.1,
+        ),
+        Check(
+            "steps",
+            "all need fewer steps than no norm, at its best rate",
+            "fewest steps to loss 0.3, worst p-norm",
+            "<",
+            "fewest steps to loss 0.3, none",
+        ),
+        Check(
+            "spread",
+            "their outputs have another spread than a standard deviation of 1",
+            "spread of inputs after L-infinity",
+            "<",
+            0.7,
+            own=False,
+        ),
+    ),
+    f"{_AT}; four rates.",
+    p_norms,
+    cost=10,
+    frameworks=True,
+    figures=("p_norms",),
+)
+
+E11 = Experiment(
+    "E11",
+    "Initial weights of other sizes",
+    "Does batch norm make the accuracy depend less on the size of the initial weights?",
+    (
+        Check(
+            "spread",
+            "the spread of accuracy over a hundredfold range of sizes shrinks",
+            "spread of accuracy, batch norm",
+            "<",
+            "spread of accuracy, none",
+        ),
+        Check("half", "to less than half", "spread of accuracy, batch norm", "<", "spread of accuracy, none", 0.5),
+        Check("least", "the worst is still accurate to 90 %", "least accuracy, batch norm", ">=", 0.9, own=False),
+    ),
+    f"{_AT} at a rate of 0.1. A batch-normalized net computes the same whatever the size, but its effective step is "
+    "the rate over the squared size: too large a start is as slow as too small a rate.",
+    initialization,
+    cost=8,
+    figures=("initialization",),
+)
+
+E14 = Experiment(
+    "E14",
+    "Noise of batch statistics",
+    "Does the noise in batch statistics lower the test error?",
+    (
+        Check(
+            "error",
+            "statistics of 8 samples give a lower test error than those of 128",
+            "test error, by 8",
+            "<",
+            "test error, whole batch",
+        ),
+    ),
+    "128 digits, two hidden layers of 128, 200 full-batch steps: the gradient is over the same samples, only the "
+    "statistics are of fewer.",
+    statistics_noise,
+    cost=3,
+)
+
+E17 = Experiment(
+    "E17",
+    "Distributions pinned without the gradient",
+    "Does pinning the distributions by batch statistics, taken as constants in the gradient, train like batch norm?",
+    (
+        Check(
+            "loss",
+            "no: at a rate of 0.1 its loss stays ten times that of batch norm",
+            "last loss at 0.1, stop_gradient",
+            ">=",
+            "last loss at 0.1, batch",
+            10.0,
+        ),
+        Check(
+            "accuracy",
+            "and its accuracy is 10 points lower",
+            "accuracy at 0.1, stop_gradient",
+            "<=",
+            "accuracy at 0.1, batch",
+            offset=-0.1,
+        ),
+        Check(
+            "best",
+            "at its best rate too it is less accurate",
+            "best accuracy, stop_gradient",
+            "<",
+            "best accuracy, batch",
+        ),
+        Check(
+            "most",
+            "5 points worse at three of five rates or more",
+            "rates at which pinned is 5 points worse",
+            ">=",
+            3.0,
+        ),
+        Check(
+            "none",
+            "nor better than without any norm, each at its best",
+            "best accuracy, stop_gradient",
+            "<=",
+            "best accuracy, none",
+        ),
+        Check(
+            "slow",
+            "nor faster than without any norm, each at its best",
+            "fewest steps to loss 0.3, stop_gradient",
+            ">=",
+            "fewest steps to loss 0.3, none",
+            own=False,
+        ),
+    ),
+    f"{_AT}. At large rates (1) the pinned net reaches a low loss quickly and does not stay there: its weights grow, "
+    "which makes the steps smaller.",
+    pinned,
+    cost=8,
+    figures=("pinned",),
+)
