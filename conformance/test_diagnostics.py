@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
 
+import normkit as nk
 from normkit import diagnostics
 from normkit.diagnostics import _vectors as vectors
 
@@ -256,6 +258,16 @@ def test_bad_models():
     assert repr(found) == "objective of chain: 1 parameters, 4 numbers"
     with pytest.raises(ValueError, match=r"0.weight missing and 1.weight unknown"):
         found({"1.weight": np.ones((2, 2))})
+
+
+@pytest.mark.parametrize("name", ["torch", "keras", "flax"])
+def test_a_framework_that_is_not_installed(name, monkeypatch):
+    monkeypatch.delitem(vars(nk), name, raising=False)
+    for module in [m for m in sys.modules if m.startswith((f"normkit.{name}", f"normkit.backends.{name}."))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=rf"^normkit\.{name} needs {name}, which is not installed: pip install .*\.$"):
+        getattr(nk, name)
 
 
 @pytest.mark.parametrize("kind", ["relu", "sigmoid", "tanh"])

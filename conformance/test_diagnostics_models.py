@@ -129,6 +129,16 @@ def test_training_or_not(library):
         assert losses[2] == losses[name not in ("numpy", "strict")], name
 
 
+def test_a_function_of_jax_is_an_objective(library):
+    if library.name != "jax":
+        pytest.skip("only JAX has such functions")
+    jax = library.xp
+    matrix, start = np.diag([1.0, 2.0, 4.0]), np.array([3.0, 1.0, 1.0])
+    objective = jax.value_and_grad(lambda p: p["w"] @ jax.numpy.asarray(matrix) @ p["w"] / 2)
+    found = diagnostics.landscape(objective, {"w": jax.numpy.asarray(start)}, [0.1])
+    assert found.change[0] == pytest.approx(0.1 * np.linalg.norm(matrix @ matrix @ start), rel=SAME)
+
+
 def _unchanged(model, before):
     for a, b in zip(before, model.state(), strict=True):
         assert np.array_equal(a, b)

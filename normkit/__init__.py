@@ -56,7 +56,14 @@ def __getattr__(name: str) -> object:
     import importlib
 
     if name in ("diagnostics", "flax", "keras", "torch"):
-        return importlib.import_module(f"{__name__}.{name}")
+        try:
+            return importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name not in ("flax", "jax", "keras", "torch"):
+                raise
+            missing = importlib.import_module(f"{__name__}.backends").MissingLibraryError
+            message = f'normkit.{name} needs {error.name}, which is not installed: pip install "normkit[{name}]".'
+            raise missing(message) from None
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -32,9 +32,13 @@ def _landscape(found: Any, ax: Any) -> None:
     ax.set_ylabel("loss (dotted: here)", color=BLUE)
     if (steps > 0).all() and steps[-1] > 20 * steps[0]:
         ax.set_xscale("log")
+    if 0 < 20 * found.loss.min() < found.loss.max() < np.inf:
+        ax.set_yscale("log")
     right = ax.twinx()
+    right.axhline(1, color=ORANGE, linewidth=0.8, linestyle=":")
     change = np.where(np.isfinite(found.relative_change), found.relative_change, np.nan)
     right.plot(steps, change[order], "s--", color=ORANGE, markersize=3)
+    right.set_yscale("log")
     right.set_ylabel("change of the gradient / its norm", color=ORANGE)
     ax.set_title("along the direction")
 
@@ -97,7 +101,7 @@ def _activations(found: Any, ax: Any) -> None:
         ax.plot(places, middle, color=color, linewidth=1.2, label=name)
     ax.set_xlabel("unit")
     ax.set_ylabel("activation: 15th, 50th, 85th percentile")
-    ax.legend(fontsize="small")
+    ax.legend(fontsize="small", loc="upper left")
     ax.set_title(f"activations, KL {np.median(found.kl):.2g} nats in the median")
 
 
