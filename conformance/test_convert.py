@@ -240,6 +240,14 @@ def test_haiku_gets_a_counter_that_debiases_no_more():
     assert result.arrays()["params/bn/scale"].shape == (1, 3, 1, 1)
 
 
+#: Channels at two axes, in linen.
+SEVERAL = {
+    "source": {"batch_stats/bn/mean": np.ones((3, 2)), "batch_stats/bn/var": np.ones((3, 2))},
+    "framework": "linen",
+    "settings": {"bn": {"layer": "BatchNorm", "axis": (1, 3), "epsilon": 1e-5, "momentum": 0.9}},
+}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -261,6 +269,7 @@ def test_haiku_gets_a_counter_that_debiases_no_more():
         ({"source": state() | {"bn.running_var": np.ones(4)}}, "bn: var must have shape (3,); received shape (4,)."),
         ({"source": {"bn.running_mean": np.ones(3)}}, "bn: There is a running mean and no running variance."),
         ({"framework": "equinox"}, "equinox saves arrays by position, not by name"),
+        (SEVERAL, "bn: batch norm over several channel axes exists in flax only: (1, 3)."),
     ],
     ids=str,
 )

@@ -203,6 +203,10 @@ MISUSE = {
         lambda: nf.GroupNorm(6, num_groups=2, reduction_axes=(1,), rngs=nnx.Rngs(0))(numbers(2, 3, 6)),
         "reduces the last axis",
     ),
+    "axes": (
+        lambda: nf.BatchNorm(6, axis=(1, 2), rngs=nnx.Rngs(0))(numbers(4, 2, 3)),
+        r"has its channels at one axis; received axis=\(1, 2\)",
+    ),
     "channels": (lambda: nf.BatchNorm(6, rngs=nnx.Rngs(0))(numbers(2, 5)), r"must have shape \(5,\)"),
     "mask": (lambda: nf.BatchNorm(6, rngs=nnx.Rngs(0))(numbers(2, 6), mask=jnp.ones((3, 6), bool)), "must broadcast"),
 }

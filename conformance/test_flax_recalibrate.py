@@ -129,8 +129,13 @@ class OwnCall(nnx.BatchNorm):
 def test_unknown_and_unreached_ones_are_left():
     model = Net()
     model.own, model.idle = OwnCall(3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+    model.axes = nnx.BatchNorm(6, axis=(1, 2), rngs=nnx.Rngs(0))
     reasons = {layer.name: layer.reason for layer in nk.recalibrate(model, data()).left}
-    assert reasons == {"own": "it is a subclass with a __call__ of its own", "idle": "no batch reached it"}
+    assert reasons == {
+        "axes": "axis=(1, 2): it has several axes of channels, with which flax does not run it either",
+        "own": "it is a subclass with a __call__ of its own",
+        "idle": "no batch reached it",
+    }
 
 
 class Compiled(Net):

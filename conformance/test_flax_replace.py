@@ -188,6 +188,7 @@ LEFT = {
         lambda: nnx.WeightNorm(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0)),
         "normkit has no weight norm",
     ),
+    "several axes": (lambda: nnx.BatchNorm(6, axis=(1, 2), rngs=nnx.Rngs(0)), "axis=(1, 2): it has several axes"),
     "ours": (lambda: nf.LayerNorm(4, rngs=nnx.Rngs(0)), "it is normkit's already"),
 }
 

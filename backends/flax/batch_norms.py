@@ -19,6 +19,15 @@ from normkit.core.population import Population, of_channels
 MODES = ("deterministic", "use_running_average")
 
 
+#: Why a batch norm cannot be called.
+SEVERAL = "axis={}: it has several axes of channels, with which flax does not run it either"
+
+
+def several_axes(layer: nnx.BatchNorm) -> bool:
+    """Whether a batch norm was made for more than its arrays have."""
+    return isinstance(layer.axis, Iterable) and len(tuple(layer.axis)) > 1
+
+
 def numbers(a: Any) -> Any:
     """An array as one of NumPy's in float64."""
     return np.array(a, "f8")
@@ -42,6 +51,8 @@ class FlaxRecalibrates:
         ours = isinstance(layer, layers.BatchNormForward)
         if not ours and type(layer).__call__ is not nnx.BatchNorm.__call__:
             return "it is a subclass with a __call__ of its own"
+        if several_axes(layer):
+            return SEVERAL.format(layer.axis)
         mean, var = layer.mean[...], layer.var[...]
         return Recorded(numbers(mean), numbers(var), layer.epsilon, float(jnp.finfo(var.dtype).max))
 

@@ -32,7 +32,10 @@ class BatchNormForward(Alike):
 
     def __call__(self: Any, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
         by_average = first_from(use_running_average, self.use_running_average, error_msg=_NO_MODE)
-        (axis,) = _axes(self.axis, x.ndim)
+        axes = _axes(self.axis, x.ndim)
+        if len(axes) != 1:
+            raise ValueError(f"BatchNorm has its channels at one axis; received axis={self.axis}.")
+        (axis,) = axes
         mean, var, scale, bias = self.mean[...], self.var[...], _value(self.scale), _value(self.bias)
         x = self.promote_dtype((x, mean, var, scale, bias), dtype=self.dtype)[0]
         if by_average:

@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 
 from normkit.backends.flax import layers
-from normkit.backends.flax.batch_norms import FlaxRecalibrates
+from normkit.backends.flax.batch_norms import SEVERAL, FlaxRecalibrates, several_axes
 from normkit.backends.flax.objective import FlaxDifferentiates, held
 from normkit.backends.models import original_of, stand_in
 
@@ -60,6 +60,8 @@ class FlaxModels(FlaxRecalibrates, FlaxDifferentiates):
         base = next((c for c in kind.__mro__ if c in OURS), None)
         if base is None:
             return _unknown(layer)
+        if base is nnx.BatchNorm and several_axes(layer):
+            return SEVERAL.format(layer.axis)
         if kind is base:
             return stand_in(kind, OURS[kind])
         if kind.__call__ is not base.__call__:

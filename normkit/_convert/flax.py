@@ -48,7 +48,9 @@ class Nnx(Framework):
         lengths = self.lengths(native, found)
         common: dict[str, Any] = {"lengths": lengths, "eps": self.setting(native, "epsilon")}
         if kind == "batch_norm":
-            common |= {"axis": (settings.get("axis", -1),), "variance": "biased"}
+            common |= {"axis": axes_of(settings.get("axis", -1)), "variance": "biased"}
+            if len(common["axis"]) > 1:
+                raise ConversionError(f"batch norm over several channel axes exists in flax only: {settings['axis']}.")
             common["momentum"] = Momentum(self.setting(native, "momentum"), "old")
         elif kind == "group_norm":
             if settings.get("reduction_axes") is not None:
