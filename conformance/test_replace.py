@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 import normkit as nk
 import normkit.torch as nt
 from normkit.backends.models import MODELS, Models, models_of
+from normkit.backends.torch import known
 from normkit.conformance.tolerances import tolerance, units
 
 
@@ -424,6 +425,19 @@ def test_classes_known_by_name_are_confirmed_by_their_forward(case):
                 near(y, reference)
             else:
                 assert torch.allclose(y.float(), reference.float(), rtol=2.0**-6)
+
+
+@pytest.mark.parametrize(
+    "error", [AttributeError("module 'kernels' has no attribute 'rms'"), TypeError("no such call")]
+)
+def test_what_goes_wrong_in_normkit_is_not_the_layers_formula(error, monkeypatch):
+    def broken(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(known.functional, "rms_norm", broken)
+    monkeypatch.setattr(known, "_confirmed", {})
+    with pytest.raises(type(error), match=str(error)):
+        nk.replace(elsewhere(HF + "SomeRMSNorm", llama, variance_epsilon=1e-6))
 
 
 def test_confirming_touches_nothing():

@@ -209,17 +209,24 @@ class _Marked(nn.Module):
 
 def _agree(layer: nn.Module, cls: type, x_dtype: torch.dtype, dtype: torch.dtype, training: bool) -> bool:
     """Whether two classes compute the same with the layer's settings and other numbers; as well where theirs raises."""
-    results = []
-    for kind in (type(layer), cls):
-        twin = _twin(layer, dtype, training)
-        twin.__class__ = kind
-        try:
-            y = twin.forward(_sample(twin, cls, x_dtype))
-        except (AttributeError, RuntimeError, TypeError, ValueError):
-            return kind is type(layer) and x_dtype is not dtype
-        results.append((y, *twin._buffers.values()))
-    narrow = torch.bfloat16 in (x_dtype, dtype)
-    return all(_near(a, b, 2.0**-4 if narrow else 2.0**-17) for a, b in zip(*results, strict=True))
+    native, twin = _twin(layer, dtype, training), _twin(layer, dtype, training)
+    twin.__class__ = cls
+    x = _sample(native, cls, x_dtype)
+    try:
+        reference = native.forward(x.clone())
+    except (AttributeError, RuntimeError, TypeError, ValueError):
+        return x_dtype is not dtype
+    try:
+        y = twin.forward(x)
+    except AttributeError as error:
+        if error.obj is twin:
+            return False  # it has not what ours asks it for
+        raise
+    except ValueError:
+        return False  # its parameters have another shape
+    limit = 2.0**-4 if torch.bfloat16 in (x_dtype, dtype) else 2.0**-17
+    pairs = zip((reference, *native._buffers.values()), (y, *twin._buffers.values()), strict=True)
+    return all(_near(a, b, limit) for a, b in pairs)
 
 
 def _near(a: Tensor | None, b: Tensor | None, share: float) -> bool:
