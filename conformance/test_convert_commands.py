@@ -146,3 +146,11 @@ def test_inspect(capsys):
     assert "Set momentum to 0.01" in out
     (finding,) = json.loads(Path("report.json").read_text())["findings"]
     assert finding.keys() == {"id", "layer", "reason", "fix"}
+
+
+def test_inspect_of_a_file_without_norms(capsys):
+    np.savez("conv.npz", **{"conv.weight": np.ones((2, 2))})
+    assert cli.run(["inspect", "conv.npz", "--from", "torch"]) == 0
+    assert capsys.readouterr().out.strip() == "torch: no norm layer was found"
+    assert cli.run(["inspect", "conv.npz"]) == 2
+    assert "conv.npz does not say which framework it comes from" in capsys.readouterr().err

@@ -177,7 +177,9 @@ class InstanceNormalization(GroupNormalizationCall, keras.layers.GroupNormalizat
     """Every channel of every sample by its own statistics: :func:`normkit.instance_norm`, which Keras has not.
 
     Arguments and weights are those of :class:`keras.layers.GroupNormalization` without ``groups``: there are as many as
-    channels.
+    channels. In .weights.h5 files Keras names a model's layers by their class, so that such a file of a
+    ``GroupNormalization(groups=-1)`` is not read into this layer: :func:`normkit.replace` such a layer, or
+    :func:`normkit.convert` one model to the other.
     """
 
     def __init__(self, axis: int = -1, epsilon: float = 1e-3, **kwargs: Any) -> None:

@@ -48,7 +48,8 @@ class TorchModels(TorchFolds, TorchRecalibrates, TorchDifferentiates):
 
     def layers(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         """All modules, by all their names."""
-        return model.named_modules(remove_duplicate=False)
+        # A program that was exported has none.
+        return model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else iter(())
 
     def verdict(self, layer: nn.Module) -> type | str | None:
         """By the class, and where that is not torch.nn's by its forward pass."""
@@ -104,6 +105,15 @@ def _unknown(layer: nn.Module) -> str | None:
     return "normkit does not know this class"
 
 
+def exported(module: nn.Module) -> bool:
+    """Whether a module is a program of operators, in which layers are no more."""
+    if isinstance(module, torch.fx.GraphModule):
+        targets = (node.target for node in module.graph.nodes if node.op == "call_function")
+        if any(isinstance(target, torch._ops.OpOverload) for target in targets):
+            return True
+    return type(module).__module__.startswith("torch.export.")
+
+
 def _beyond(module: nn.Module) -> str:
     """What was done to a module after which its layers are not to be changed."""
     kind = type(module)
@@ -111,10 +121,6 @@ def _beyond(module: nn.Module) -> str:
         return "scripted"
     if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
         return "compiled"
-    if kind.__module__.startswith("torch.export."):
+    if exported(module):
         return "exported"
-    if isinstance(module, torch.fx.GraphModule):
-        targets = (node.target for node in module.graph.nodes if node.op == "call_function")
-        if any(isinstance(target, torch._ops.OpOverload) for target in targets):
-            return "exported"
     return "quantized" if _QUANTIZED.match(kind.__module__) else ""

@@ -160,9 +160,8 @@ def _counted(result: Conversion) -> str:
 
 def show_inspection(console: Console, found: Inspection) -> None:
     """One line for each layer, and below what looks wrong."""
-    console.print(
-        Text.assemble((found.framework, "bold cyan"), f": {len(found.rows)} norm layer{'s' * (len(found.rows) != 1)}")
-    )
+    framework, _, number = found.heading().partition(":")
+    console.print(Text.assemble((framework, "bold cyan"), f":{number}"))
     table = _table()
     bad = {f.layer for f in found.findings}
     for name in ("layer", "class", "shape", "eps", "momentum", "parameters", "statistics"):
@@ -179,14 +178,15 @@ def show_inspection(console: Console, found: Inspection) -> None:
             row.dtype or "–",
             row.statistics,
         )
-    console.print(table)
-    console.print()
+    if found.rows:
+        console.print(table)
+        console.print()
     for (kind, reason, fix), names in found.grouped().items():
         console.print(Text.assemble(("✗ ", "red"), (kind, "bold yellow"), f": {reason}. ", (f"{fix}. ", "green"),
                                     (few(names), "dim")))  # fmt: skip
     if found.unknown:
         console.print(f"{len(found.unknown)} arrays may be norm layers, which --settings can say: {few(found.unknown)}")
-    if not found.findings:
+    if found.rows and not found.findings:
         console.print(Text.assemble(("✓ ", "green"), ("nothing looks wrong", "bold green")))
 
 

@@ -110,7 +110,9 @@ class Equinox(Framework):
 
     def layers(self, model: Any) -> Iterator[tuple[str, Native]]:
         layers, state = _parts(model)
+        trains = _trains(layers)
         for name, kind, layer in self._found(layers):
+            mode: dict[str, Any] = {}
             settings = {key: getattr(layer, key) for key in _SETTINGS if hasattr(layer, key)}
             if type(layer).__name__ != kind:
                 settings["class"] = type(layer).__name__
@@ -119,9 +121,14 @@ class Equinox(Framework):
                 if state is None:
                     raise ConversionError(f"{name or kind} keeps its statistics in a State: give (model, state).")
                 arrays["mean"], arrays["var"] = state.get(layer.ema_state_index or layer.batch_state_index)
+                mode["model_training"] = trains
+                if layer.inference:
+                    mode |= {"frozen": "inference=True", "thaw": "Take equinox.nn.inference_mode(layer, False)"}
+                if layer.mode == "ema":
+                    mode["initial"] = bool(state.get(layer.ema_first_time_index))
                 if layer.mode == "batch":
                     arrays["counter"] = state.get(layer.batch_counter)
-            yield name, Native(kind, settings, {key: np.array(value) for key, value in arrays.items()})
+            yield name, Native(kind, settings, {key: np.array(value) for key, value in arrays.items()}, mode)
 
     def make(self, native: Native) -> Any:
         eqx = self.imported("equinox")
@@ -152,6 +159,13 @@ class Equinox(Framework):
         leaves = [filled.get(next(order), leaf) if _kind(leaf) is not None else leaf for leaf in leaves]
         layers = jax.tree_util.tree_unflatten(structure, leaves)
         return (layers, state) if isinstance(model, tuple) else layers
+
+
+def _trains(layers: Any) -> bool:
+    """Whether some layer, which may be no norm, is not in its inference mode."""
+    jax = loaded("jax")
+    found = jax.tree.leaves(layers, is_leaf=lambda x: hasattr(x, "inference"))
+    return any(getattr(layer, "inference", None) is False for layer in found)
 
 
 def _fill(state: Any, layer: Any, native: Native, jnp: Any) -> Any:

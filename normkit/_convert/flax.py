@@ -23,6 +23,8 @@ _AXES = {"reduction_axes": -1, "feature_axes": -1}
 _SETTINGS = ("num_features", "epsilon", "momentum", "axis", "num_groups", "group_size", "reduction_axes",
              "feature_axes", "use_scale", "use_bias")  # fmt: skip
 STATS = ("mean", "var")
+#: What says a module's mode.
+MODES = ("use_running_average", "deterministic")
 
 
 class Nnx(Framework):
@@ -124,9 +126,14 @@ class Nnx(Framework):
         return strange((name, module) for name, layer, module in self._found(model) if not layer)
 
     def layers(self, model: Any) -> Iterator[tuple[str, Native]]:
-        for name, layer, module in self._found(model):
+        found = list(self._found(model))
+        trains = any(getattr(m, name, None) is False for _, _, m in found for name in MODES)
+        for name, layer, module in found:
             if not layer:
                 continue
+            mode: dict[str, Any] = {"model_training": trains}
+            if getattr(module, "use_running_average", None):
+                mode |= {"frozen": "use_running_average=True", "thaw": "Call train() on the layer"}
             settings = {key: getattr(module, key) for key in _SETTINGS if hasattr(module, key)}
             if type(module).__name__ != layer:
                 settings["class"] = type(module).__name__
@@ -135,7 +142,7 @@ class Nnx(Framework):
                 for key in self.arrays[""].values()
                 if getattr(module, key, None) is not None
             }
-            yield name, Native(layer, settings, arrays)
+            yield name, Native(layer, settings, arrays, mode)
 
     def make(self, native: Native) -> Any:
         from flax import nnx

@@ -70,14 +70,22 @@ class Inspection:
         return found
 
     def __str__(self) -> str:
-        lines = [f"{self.framework}: {len(self.rows)} norm layer{'s' * (len(self.rows) != 1)}"]
+        lines = [self.heading()]
         for row in self.rows:
             eps = "not known" if row.eps is None else f"{row.eps:g}"
             rate = "" if row.momentum is None else f", momentum {row.momentum:g}"
             lines.append(f"  {row.name or '(the layer)'}: {row.layer}{row.lengths or ''}, eps {eps}{rate}")
         for (kind, reason, fix), names in self.grouped().items():
             lines.append(f"{kind} ({few(names)}): {reason}. {fix}.")
+        if self.unknown:
+            lines.append(f"{len(self.unknown)} may be norm layers, which nothing says: {few(self.unknown)}")
         return "\n".join(lines)
+
+    def heading(self) -> str:
+        """How many there are."""
+        number = len(self.rows)
+        found = f"{number} norm layer{'s' * (number != 1)}" if number else "no norm layer was found"
+        return f"{self.framework}: {found}"
 
 
 def inspect(model: Any, *, framework: str | None = None, settings: Mapping[str, Any] | None = None) -> Inspection:
@@ -249,13 +257,15 @@ def _values(reader, native, arrays):
         yield ("negative-variance", f"{names['var']} is negative in {int((var < 0).sum())} channels: NaN comes out",
                "Check that it is the variance; recalibrate")  # fmt: skip
     zero = int((var == 0).sum())
-    if zero:
+    if zero and not native.mode.get("initial"):
         yield ("zero-variance", f"{names['var']} is zero in {zero} channels: there, x is multiplied by 1 / sqrt(eps)",
                "Prune these channels, or recalibrate")  # fmt: skip
 
 
 def _initial(reader, native, arrays):
-    if "mean" in arrays and arrays["mean"].size and not arrays["mean"].any() and (arrays["var"] == 1).all():
+    if native.mode.get("initial"):
+        yield ("initial-statistics", "there was no batch yet", "Load the statistics, or train or recalibrate")
+    elif "mean" in arrays and arrays["mean"].size and not arrays["mean"].any() and (arrays["var"] == 1).all():
         yield ("initial-statistics", "mean is 0 and variance 1 throughout, as before the first batch",
                "Load the statistics, or train or recalibrate")  # fmt: skip
 

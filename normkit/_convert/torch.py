@@ -178,12 +178,16 @@ class Torch(Framework):
 
     def _found(self, model: Any) -> Iterator[tuple[str, Any, str | None]]:
         """The modules of a model, and the name by which each is a norm layer; a compiled model is the one within."""
+        from normkit.backends.torch.models import exported
+
         torch = loaded("torch")
         model = getattr(model, "_orig_mod", model)
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 what = f"{name!r}, which is scripted," if name else "A scripted module"
                 raise ConversionError(f"{what} does not say what it is made of: convert its state_dict().")
+            if exported(module):
+                raise ConversionError("An exported module is made of operators, not of layers: take what was exported.")
             yield name, module, known(module)
 
     def strangers(self, model: Any) -> dict[str, str]:
