@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-import normkit.keras as nk
+import normkit as nk
+import normkit.keras as nkk
 from normkit.conformance.keras_calls import BACKEND, array, numbers
 from normkit.conformance.tolerances import tolerance, units
 
@@ -28,7 +29,7 @@ def network(module):
             keras.layers.Conv2D(4, 3),
             module.BatchNormalization(momentum=0.9),
             module.GroupNormalization(2),
-            group() if module is nk else group(-1),
+            group() if module is nkk else group(-1),
             keras.layers.Activation("tanh"),
             module.LayerNormalization(),
             keras.layers.Flatten(),
@@ -41,7 +42,7 @@ def network(module):
 
 def pair(**options):
     """Ours and Keras's, with the same weights."""
-    models = [network(module) for module in (nk, keras.layers)]
+    models = [network(module) for module in (nkk, keras.layers)]
     models[0].set_weights(models[1].get_weights())
     for model in models:
         model.compile(keras.optimizers.SGD(0.05, momentum=0.9), "mse", **options)
@@ -74,7 +75,7 @@ def test_fit_compiled_by_xla():
         layers = [keras.Input((6,)), module.BatchNormalization(), keras.layers.Dense(2), module.LayerNormalization()]
         return keras.Sequential(layers)
 
-    models = [small(module) for module in (nk, keras.layers)]
+    models = [small(module) for module in (nkk, keras.layers)]
     for model in models:
         model.compile("sgd", "mse", jit_compile=True)
         model.fit(numbers(8, 6), numbers(8, 2, seed=1), batch_size=4, epochs=3, shuffle=False, verbose=0)
@@ -96,7 +97,7 @@ def test_mixed_precision():
     """float16 computations, float32 variables: as near to Keras as float16 is."""
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        ours, theirs = (network(module) for module in (nk, keras.layers))
+        ours, theirs = (network(module) for module in (nkk, keras.layers))
         ours.set_weights(theirs.get_weights())
         x, y = data()
         found = [array(model(x)) for model in (ours, theirs)]
@@ -119,7 +120,7 @@ def test_keras_files(tmp_path):
     assert [type(layer) for layer in twin.layers] == [type(layer) for layer in model.layers]
     assert [layer.get_config() for layer in twin.layers] == [layer.get_config() for layer in model.layers]
     assert (array(twin(x)) == array(model(x))).all()
-    assert keras.saving.get_registered_name(nk.BatchNormalization) == "normkit>BatchNormalization"
+    assert keras.saving.get_registered_name(nkk.BatchNormalization) == "normkit>BatchNormalization"
 
 
 def test_weights_load_both_ways(tmp_path):
@@ -127,13 +128,32 @@ def test_weights_load_both_ways(tmp_path):
     layers = ("BatchNormalization", "LayerNormalization", "RMSNormalization")
     models = [
         keras.Sequential([keras.Input((6,)), *(getattr(module, kind)() for kind in layers)])
-        for module in (nk, keras.layers)
+        for module in (nkk, keras.layers)
     ]
     for source, target in (models, models[::-1]):
         source.set_weights([numbers(*w.shape, seed=len(w.shape)) ** 2 for w in source.weights])
         source.save_weights(tmp_path / "x.weights.h5")
         target.load_weights(tmp_path / "x.weights.h5")
         assert all((a == b).all() for a, b in zip(source.get_weights(), target.get_weights(), strict=True))
+
+
+def test_weights_of_instance_norm(tmp_path):
+    """Under a name of its own; those of group norm, which is the same with groups=-1, are read by what replaces it."""
+
+    def model(norm):
+        return keras.Sequential([keras.Input((4, 6)), norm])
+
+    ours, theirs = model(nkk.InstanceNormalization()), model(keras.layers.GroupNormalization(-1))
+    replaced = model(keras.layers.GroupNormalization(-1))
+    nk.replace(replaced)
+    for source, target in ((ours, model(nkk.InstanceNormalization())), (theirs, replaced), (replaced, theirs)):
+        source.set_weights([numbers(6, seed=k) ** 2 for k in (2, 3)])
+        source.save_weights(tmp_path / "x.weights.h5")
+        target.load_weights(tmp_path / "x.weights.h5")
+        assert all((a == b).all() for a, b in zip(source.get_weights(), target.get_weights(), strict=True))
+    source.save_weights(tmp_path / "x.weights.h5")
+    with pytest.raises(ValueError, match="expected 2 variables"):
+        ours.load_weights(tmp_path / "x.weights.h5")
 
 
 def test_copies():
@@ -178,7 +198,7 @@ def test_a_mask_in_fit():
 
     x = numbers(8, 5, 2)
     x[:5, 3:] = 0
-    models = [sequence(module) for module in (nk, keras.layers)]
+    models = [sequence(module) for module in (nkk, keras.layers)]
     for model in models:
         model.compile("sgd", "mse")
         model.fit(x, x[:, 0], batch_size=4, shuffle=False, verbose=0)
