@@ -32,3 +32,19 @@ def unchanged(library: Library, given: Mapping[str, Any]) -> Iterator[None]:
     for name, (kind, values) in before.items():
         assert library.kind(given[name]) == kind, name
         assert np.array_equal(library.numpy(given[name]), values, equal_nan=True), f"{name} was changed"
+
+
+def strided(library: Library, x: Any) -> dict[str, Any]:
+    """The same values with other strides, where the library has such arrays."""
+    if library.name == "torch":
+        torch = library.xp
+        wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype, device=x.device)
+        wide[..., ::2] = x
+        return {"every second": wide[..., ::2], "transposed": x.transpose(0, -1).contiguous().transpose(0, -1)}
+    if library.name in ("numpy", "cupy"):
+        xp = library.xp
+        wide = xp.zeros((*x.shape[:-1], 2 * x.shape[-1]), x.dtype)
+        wide[..., ::2] = x
+        backward = xp.ascontiguousarray(x[::-1, ..., ::-1])[::-1, ..., ::-1]
+        return {"every second": wide[..., ::2], "Fortran": xp.asfortranarray(x), "negative strides": backward}
+    return {}

@@ -5,7 +5,7 @@ import pytest
 
 import normkit as nk
 from normkit.conformance import cases, differences, inputs, measure, natives, oracle
-from normkit.conformance.checks import assert_close, unchanged
+from normkit.conformance.checks import assert_close, strided, unchanged
 from normkit.conformance.libraries import first
 
 
@@ -64,27 +64,11 @@ def test_an_infinity_stays_in_its_set(library, layer, value):
     assert not np.isfinite(y[(-1,) * len(case.shape)])
 
 
-def _views(library, x):
-    """The same values with other strides."""
-    if library.name == "torch":
-        torch = library.xp
-        wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype, device=x.device)
-        wide[..., ::2] = x
-        return {"every second": wide[..., ::2], "transposed": x.transpose(0, -1).contiguous().transpose(0, -1)}
-    if library.name in ("numpy", "cupy"):
-        xp = library.xp
-        wide = xp.zeros((*x.shape[:-1], 2 * x.shape[-1]), x.dtype)
-        wide[..., ::2] = x
-        backward = xp.ascontiguousarray(x[::-1, ..., ::-1])[::-1, ..., ::-1]
-        return {"every second": wide[..., ::2], "Fortran": xp.asfortranarray(x), "negative strides": backward}
-    return {}
-
-
 @pytest.mark.grid(cases=cases.SITES[1].values())
 def test_strides_do_not_matter(library, case):
     values = inputs.operands(case, inputs.BY_NAME["offset 1e2"], "float32")
     given = measure.arrays(library, case, values, "float32")
-    views = _views(library, given["x"])
+    views = strided(library, given["x"])
     if not views:
         pytest.skip(f"{library.name} shows no strides")
     for name, x in views.items():
