@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -58,13 +60,36 @@ def study(
         progress.update(task, description="draw")
         path = report.write(folder, records)
     screen = console(color)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("", "question", "verdict"):
-        table.add_column(title, no_wrap=title != "question")
-    for name, record in records.items():
-        if name in {e.name for e in asked}:
-            verdict = record["verdict"]
-            table.add_row(name, record["title"], f"[{STYLES[verdict]}]{report.MARKS[verdict]} {verdict}[/]")
+    chosen = [records[e.name] for e in asked]
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for record in chosen:
+        verdict = record["verdict"]
+        mark = f"[{STYLES[verdict]}]{report.MARKS[verdict]} {verdict}[/]"
+        table.add_row(record["experiment"], record["title"], mark)
     screen.print(table)
-    screen.print(f"\n{path}", soft_wrap=True)
+    if names:
+        for record in chosen:
+            screen.print(_checks(record, report.figure))
+    screen.print(f"\nClaims: {_counts(records)}.")
+    screen.print(str(path), soft_wrap=True)
     return 0
+
+
+def _checks(record: dict[str, Any], figure: Callable[[float | None], str]) -> Table:
+    """What had to hold, medians and bounds; in brackets what only a document says."""
+    table = Table(box=None, pad_edge=False, header_style="bold", title=None)
+    for title in (record["experiment"], "", "measured", "bound"):
+        table.add_column(title, justify="right" if title in ("measured", "bound") else "left")
+    for check in record["checks"]:
+        says = check["says"] if check["own"] else f"({check['says']})"
+        bound = f"{check['relation']} {figure(check['right'])}"
+        table.add_row("✓" if check["holds"] else "✗", says, figure(check["left"]), bound)
+    return table
+
+
+def _counts(records: Mapping[str, Any]) -> str:
+    from normkit.study.claims import claims
+
+    found = [claim.judge(records) for claim in claims().values() if claim.by]
+    told = [f"{found.count(verdict)} {verdict}" for verdict in STYLES if verdict in found]
+    return ", ".join([*told, f"{found.count(None)} wait for other experiments"][: None if None in found else -1])

@@ -52,6 +52,7 @@ class Check:
             "check": self.name,
             "says": self.says,
             "criterion": self.criterion,
+            "relation": self.relation,
             "left": number(left),
             "right": number(right),
             "holds": bool(holds),

@@ -17,7 +17,7 @@ import normkit
 from normkit.conformance.libraries import LIBRARIES, library
 from normkit.study.claims import claims
 from normkit.study.lab import Lab
-from normkit.study.record import Experiment, number, verdict
+from normkit.study.record import REPRODUCED, Experiment, number, verdict
 
 #: Called with an experiment, a seed's number and its share of all work.
 Step = Callable[[str, int, float], None]
@@ -37,8 +37,8 @@ def experiments() -> dict[str, Experiment]:
 
 
 def _order(name: str) -> tuple[int, str]:
-    digits = "".join(c for c in name if c.isdigit())
-    return int(digits), name
+    number = int("".join(c for c in name if c.isdigit()))
+    return number or 99, name  # the formulas come last
 
 
 def chosen(names: Sequence[str], framework: str) -> list[Experiment]:
@@ -177,6 +177,10 @@ def judged(records: Mapping[str, dict[str, Any]]) -> None:
             for c in claims().values()
             if name in c.experiments
         ]
+        # First what was found to be otherwise, then what this experiment alone decides.
+        record["claims"].sort(
+            key=lambda c: (c["verdict"] in (REPRODUCED, None), len({b.partition(".")[0] for b in c["by"]}))
+        )
 
 
 def replaced(path: Path, content: bytes) -> None:

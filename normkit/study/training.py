@@ -13,6 +13,7 @@ from normkit.study.record import Check, Experiment, Found
 #: Half a decade apart; ten times one of them is another.
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 STEPS = 300
+P_NORMS = ("l1", "l2", "linf")
 
 
 def _swept(lab: Lab, norm: str | None, rates: tuple[float, ...]) -> dict[str, np.ndarray]:
@@ -68,9 +69,8 @@ def p_norms(lab: Lab) -> Found:
     numbers = {f"best accuracy, {name}": float(s["accuracy"].max()) for name, s in swept.items()}
     numbers |= {f"fewest steps to loss 0.3, {name}": float(s["steps"].min()) for name, s in swept.items()}
     numbers |= {f"accuracy at 1, {name}": float(s["accuracy"][-1]) for name, s in swept.items()}
-    kinds = ("l1", "l2", "linf")
-    for what, least in (("best accuracy", min), ("accuracy at 1", min), ("fewest steps to loss 0.3", max)):
-        numbers[f"{what}, worst p-norm"] = least(numbers[f"{what}, {k}"] for k in kinds)
+    slowest = max(numbers[f"fewest steps to loss 0.3, {norm}"] for norm in P_NORMS)
+    numbers["fewest steps to loss 0.3, worst p-norm"] = slowest
 
     # What the norms' outputs look like: a Gaussian has a kurtosis of 3 and a spread of 1.
     net, lr = engine.mlp("linf"), 0.1
@@ -201,10 +201,11 @@ E1 = Experiment(
     (
         Check(
             "accuracy",
-            "at ten times the best plain rate, at least as accurate",
+            "at ten times the best plain rate as accurate, to the point that 450 test digits tell",
             "accuracy at ten times, batch norm",
             ">=",
             "accuracy at it, none",
+            offset=-0.01,
         ),
         Check(
             "steps",
@@ -291,25 +292,31 @@ E5 = Experiment(
     "p-norms in place of the standard deviation",
     "Do norms by L1, L2 and L-infinity train as well as batch norm?",
     (
-        Check(
-            "accuracy",
-            "each within a point of batch norm, at its best rate",
-            "best accuracy, worst p-norm",
-            ">=",
-            "best accuracy, batch",
-            offset=-0.01,
+        *(
+            Check(
+                f"accuracy_{norm}",
+                f"{norm}: within a point of batch norm, each at its best rate",
+                f"best accuracy, {norm}",
+                ">=",
+                "best accuracy, batch",
+                offset=-0.01,
+            )
+            for norm in P_NORMS
         ),
-        Check(
-            "none",
-            "all far above no norm, at a rate of 1",
-            "accuracy at 1, worst p-norm",
-            ">",
-            "accuracy at 1, none",
-            offset=0.1,
+        *(
+            Check(
+                f"none_{norm}",
+                f"{norm}: far above no norm, at a rate of 1",
+                f"accuracy at 1, {norm}",
+                ">",
+                "accuracy at 1, none",
+                offset=0.1,
+            )
+            for norm in P_NORMS
         ),
         Check(
             "steps",
-            "all need fewer steps than no norm, at its best rate",
+            "the slowest needs fewer steps than no norm, each at its best rate",
             "fewest steps to loss 0.3, worst p-norm",
             "<",
             "fewest steps to loss 0.3, none",
