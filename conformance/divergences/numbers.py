@@ -40,11 +40,11 @@ NUMBERS = (
     Divergence(
         "eps-place",
         "Where eps stands in L2 normalization",
-        "TensorFlow bounds the square of the norm by eps, torch and Keras the norm, ONNX nothing",
+        "TensorFlow bounds the square of the norm by its eps of 1e-12, torch and Keras the norm, ONNX nothing",
         {"tf.nn": "https://www.tensorflow.org/api_docs/python/tf/math/l2_normalize"},
         (
-            Side("floor of the square", ("tf.nn",)),
-            Side("floor of the norm", ("torch", "Keras", "ONNX")),
+            Side("floor of the square", ("tf.nn",), "normalize(eps=1e-6)"),
+            Side("floor of the norm", ("torch", "Keras", "ONNX"), "normalize(eps=1e-12)"),
         ),
     ),
     Divergence(
@@ -148,8 +148,8 @@ NUMBERS = (
         "in float16 and bfloat16, y is rounded before the weight is applied, and after it once more; or only after",
         {"transformers": f"{_TRANSFORMERS}issues/30236", "onnx": f"{_ONNX}RMSNormalization.html"},
         (
-            Side("before and after", ("transformers Llama",)),
-            Side("after", ("torch", "Keras", "Flax", "onnxruntime"), "always"),
+            Side("before and after", ("transformers Llama",), 'cast="input"'),
+            Side("after", ("torch", "Keras", "Flax", "onnxruntime"), 'cast="output"'),
         ),
         "for float16 and bfloat16 x, the weight is applied on the other side of the rounding",
     ),

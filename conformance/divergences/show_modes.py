@@ -100,12 +100,19 @@ def renorm_state() -> Columns:
     def torch():
         import torch
 
+        return beside(torch.nn.BatchNorm1d(1, affine=False))
+
+    def ours():
+        return beside(nk.BatchNorm(1, affine=False, r_max=3.0, d_max=5.0))
+
+    def beside(layer):
         known = ("running_mean", "running_var", "num_batches_tracked")
-        return ", ".join(n for n in torch.nn.BatchNorm1d(1, affine=False).state_dict() if n not in known) or "none"
+        return ", ".join(name for name in layer.state_dict() if name not in known) or "none"
 
     yield "Keras renorm=True", lambda: keras(renorm=True)
     yield "Keras", keras
     yield "torch", torch
+    yield "normkit r_max, d_max", ours
 
 
 @shows("eqx-default-mode", "x = [8, 12] in training, after a batch of zeros", "y")

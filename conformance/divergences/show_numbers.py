@@ -76,6 +76,8 @@ def eps_place() -> Columns:
     yield "Keras", lambda: first(f.keras_layer("UnitNormalization", x))
     yield "tf.nn", lambda: first(tf())
     yield "ONNX", lambda: first(f.onnx("LpNormalization", x)[0])
+    yield "normkit normalize(eps=1e-6)", lambda: first(nk.normalize(x, eps=1e-6))
+    yield "normkit normalize(eps=1e-12)", lambda: first(nk.normalize(x, eps=1e-12))
 
 
 @shows(
@@ -279,7 +281,8 @@ def cast_point() -> Columns:
     yield "Flax", lambda: others(flax())
     yield "onnxruntime", lambda: others(f.onnx("RMSNormalization", x, weight, epsilon=1e-6, runtime=True)[0])
     yield "transformers Llama", lambda: others(torch(f.gemma()[0](256, eps=1e-6)))
-    yield "normkit", lambda: others(nk.rms_norm(x, weight))
+    yield 'normkit cast="input"', lambda: others(nk.rms_norm(x, weight, cast="input"))
+    yield 'normkit cast="output"', lambda: others(nk.rms_norm(x, weight, cast="output"))
 
 
 @shows("weight-offset", "x = [-1, 1], RMS norm with a weight of zeros", "the second y")

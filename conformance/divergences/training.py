@@ -186,9 +186,12 @@ TRAINING = (
     Divergence(
         "renorm-state",
         "What batch renormalization stores",
-        "Keras keeps a moving standard deviation beside the variance; no other framework here has the layer",
+        "Keras keeps a moving standard deviation beside the variance; normkit corrects to the running variance",
         {"keras": f"{_KERAS}19063"},
-        (Side("moving_stddev, renorm_mean, renorm_stddev", ("Keras renorm=True",)), Side("none", ("Keras", "torch"))),
+        (
+            Side("moving_stddev, renorm_mean, renorm_stddev", ("Keras renorm=True",)),
+            Side("none", ("Keras", "torch"), "r_max, d_max"),
+        ),
         "batch renorm keeps a moving standard deviation of its own, which no other framework has",
     ),
     Divergence(
