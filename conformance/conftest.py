@@ -37,6 +37,7 @@ ONLY = {
     "test_torch_fold.py": "torch",
     "test_torch_layers.py": "torch",
     "test_torch_models.py": "torch",
+    "test_torch_policies.py": "torch",
     "test_torch_recalibrate.py": "torch",
     "test_torch_variants.py": "torch",
 }

@@ -47,6 +47,9 @@ CHOICES = {
     "update_stats": (None, True, False),
 }
 
+#: What a layer can be told, and what it is told where nothing is said.
+SETTINGS: dict[str, Any] = {**USUAL._asdict(), "train_affine": True}
+
 
 def setting(name: str) -> Any:
     """A property of :class:`Policed` classes, checked when it is set."""
@@ -63,7 +66,6 @@ def setting(name: str) -> Any:
 class Policed:
     """A layer that has policies. It holds some of its own where they are not those of its class."""
 
-    __slots__ = ()
     _policies = USUAL
 
     single_value = setting("single_value")

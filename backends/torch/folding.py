@@ -211,6 +211,8 @@ class _Trace(TorchDispatchMode):
             return "it has hooks"
         if norm.running_mean is None or norm.running_var is None:
             return "it has no running statistics"
+        if getattr(norm, "use_batch_stats", None):
+            return "it normalizes by the batch in inference too"
         if len(calls) != 1:
             return f"it is called {len(calls)} times" if calls else "the sample does not reach it"
         (x, y) = calls[0]

@@ -5,14 +5,20 @@ Each forward pass is a mixin, so that :func:`normkit.replace` can put it before 
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from normkit import _validate as check
 from normkit import functional
 from normkit._dispatch import backend_of
+from normkit._layer import call
+from normkit._policies import SETTINGS, USUAL, Policed, batch_norm
+from normkit.backends.torch.ops import kept
 from normkit.backends.torch.statistics import count_batch, count_instances, count_once
 from normkit.core.normalize import BatchStats
 
@@ -42,7 +48,58 @@ def floating(input: Tensor, name: str) -> None:
         raise NotImplementedError(f"{name} is not implemented for {input.dtype}: convert the input first.")
 
 
-class BatchNormForward:
+def configured(original: Any) -> Callable:
+    """The ``__init__`` of torch's class, with our settings by name after its arguments."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        ours = {name: kwargs.pop(name) for name in SETTINGS if name in kwargs}
+        original.__init__(self, *args, **kwargs)
+        for name, value in ours.items():
+            setattr(self, name, value)
+
+    theirs = inspect.signature(original.__init__)
+    more = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d) for n, d in SETTINGS.items()]
+    __init__.__signature__ = theirs.replace(parameters=[*theirs.parameters.values(), *more])  # type: ignore[attr-defined]
+    return __init__
+
+
+class PolicedModule(Policed):
+    """The settings of a module with running statistics, which repr shows where they are not torch's."""
+
+    @property
+    def train_affine(self: Any) -> bool:
+        """Whether weight and bias require gradients."""
+        return all(p.requires_grad for p in (self.weight, self.bias) if p is not None)
+
+    @train_affine.setter
+    def train_affine(self: Any, value: bool) -> None:
+        check.choice("train_affine", value, (True, False))
+        for p in (self.weight, self.bias):
+            if p is not None:
+                p.requires_grad_(value)
+
+    def extra_repr(self: Any) -> str:
+        """As torch's, and what else was set."""
+        pairs = zip(USUAL._fields, self._policies, USUAL, strict=True)
+        return ", ".join([super().extra_repr(), *(f"{n}={v!r}" for n, v, usual in pairs if v != usual)])
+
+    def _modes(self: Any, training: bool) -> tuple[bool, bool]:
+        """Whether the batch's statistics are used, and whether they are counted; refused without running ones."""
+        policies = self._policies
+        used, updated = policies.modes(training)
+        if policies.update_stats is None:
+            updated = updated and self.training and self.track_running_stats
+        if self.running_mean is None:
+            for name, value in (("use_batch_stats", False), ("update_stats", True), ("single_value", "running")):
+                if getattr(policies, name) == value:
+                    raise ValueError(
+                        f"{type(self).__name__} with {name}={value!r} needs running statistics; received a layer "
+                        f"without: make it with track_running_stats=True."
+                    )
+        return used, updated
+
+
+class BatchNormForward(PolicedModule):
     """Batch norm as the layer's mode says: by the batch, whose statistics are counted, or by the running ones."""
 
     #: Whether a running variance is n / (n - 1) times that of the values.
@@ -61,22 +118,36 @@ class BatchNormForward:
                 f"{type(self).__name__} holds {len(known)} channels; got an input of size {tuple(input.shape)}, with "
                 f"{input.shape[1]} at dim 1."
             )
-        if not self.training and mean is not None and var is not None:
-            return functional.batch_norm(input, mean, var, weight, bias, eps=self.eps)
-        if input.shape[0] * math.prod(input.shape[2:]) == 1:
+        by_batch = self.training or mean is None or var is None
+        policies, updated = self._policies, self.training and self.track_running_stats
+        if policies is not USUAL:
+            by_batch, updated = self._modes(by_batch)
+        if by_batch and policies.single_value == "raise" and input.shape[0] * math.prod(input.shape[2:]) == 1:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {input.shape}: use a larger "
                 f"batch, or eval()."
             )
-        if self.eps <= 0:
+        if by_batch and self.eps <= 0:
             raise ValueError(f"batch_norm eps must be positive during training, but got {self.eps}")
-        y, stats = self._by_batch(input)
-        if self.training and self.track_running_stats:
-            count_batch(self, stats, self._unbiased)
+        if policies is not USUAL:
+            if updated and not by_batch:
+                mean, var = kept(mean), kept(var)
+            modes = policies._replace(use_batch_stats=by_batch, update_stats=updated)
+            options = {"axis": 1, "eps": self.eps}
+            y, stats, _ = batch_norm(
+                modes, True, call, lambda x, *_, **__: self._by_batch(x), input, mean, var, weight, bias, **options
+            )
+        elif by_batch:
+            y, stats = self._by_batch(input)
+        else:
+            return functional.batch_norm(input, mean, var, weight, bias, eps=self.eps)
+        if updated and stats is not None:
+            count_batch(self, stats, self._unbiased, policies)
         return y
 
     def _by_batch(self: Any, input: Tensor) -> tuple[Tensor, BatchStats]:
-        return functional.batch_norm_train(input, self.weight, self.bias, eps=self.eps)
+        refused = "raise" if self._policies.single_value == "raise" else "zero"
+        return functional.batch_norm_train(input, self.weight, self.bias, eps=self.eps, single_value=refused)
 
 
 class FrozenBatchNormForward:
@@ -86,7 +157,7 @@ class FrozenBatchNormForward:
         return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
-class InstanceNormForward:
+class InstanceNormForward(PolicedModule):
     """Instance norm; where statistics are tracked, they are counted in training and used in inference."""
 
     def _apply_instance_norm(self: Any, input: Tensor) -> Tensor:
@@ -97,16 +168,24 @@ class InstanceNormForward:
                 f"{type(self).__name__} holds statistics of {len(mean)} channels; got an input of size "
                 f"{tuple(input.shape)}, with {input.shape[1]} at dim 1."
             )
-        if not self.training and self.track_running_stats:
-            return functional.batch_norm(input, mean, var, weight, bias, eps=self.eps)
-        if math.prod(input.shape[2:]) == 1:
+        by_instance, updated = self.training or not self.track_running_stats, mean is not None
+        policies, single = self._policies, math.prod(input.shape[2:]) == 1
+        if policies is not USUAL:
+            by_instance, updated = self._modes(by_instance)
+        if by_instance and single and policies.single_value == "raise":
             raise ValueError(
                 f"Expected more than 1 spatial element when training, got input size {input.shape}: one value has no "
                 f"variance."
             )
-        if mean is not None:
-            count_instances(self, input)
-        return functional.instance_norm(input, weight, bias, eps=self.eps)
+        if by_instance and not (single and policies.single_value == "running"):
+            y = functional.instance_norm(input, weight, bias, eps=self.eps)
+        else:
+            if policies is not USUAL and updated:
+                mean, var = kept(mean), kept(var)
+            y = functional.batch_norm(input, mean, var, weight, bias, eps=self.eps)
+        if updated and (by_instance or policies is not USUAL):
+            count_instances(self, input, policies)
+        return y
 
 
 class LayerNormForward:
@@ -193,6 +272,8 @@ def channels(normalized_shape: tuple[int, ...], input: Tensor) -> None:
 class BatchNorm1d(BatchNormForward, nn.BatchNorm1d):
     """:class:`torch.nn.BatchNorm1d` with normkit's numbers: (N, C) or (N, C, L); see :class:`BatchNorm2d`."""
 
+    __init__ = configured(nn.BatchNorm1d)
+
 
 class BatchNorm2d(BatchNormForward, nn.BatchNorm2d):
     """:class:`torch.nn.BatchNorm2d` with normkit's numbers: (N, C, H, W).
@@ -208,13 +289,19 @@ class BatchNorm2d(BatchNormForward, nn.BatchNorm2d):
     :class:`count_once`.
     """
 
+    __init__ = configured(nn.BatchNorm2d)
+
 
 class BatchNorm3d(BatchNormForward, nn.BatchNorm3d):
     """:class:`torch.nn.BatchNorm3d` with normkit's numbers: (N, C, D, H, W); see :class:`BatchNorm2d`."""
 
+    __init__ = configured(nn.BatchNorm3d)
+
 
 class InstanceNorm1d(InstanceNormForward, nn.InstanceNorm1d):
     """:class:`torch.nn.InstanceNorm1d` with normkit's numbers: (N, C, L) or (C, L); see :class:`InstanceNorm2d`."""
+
+    __init__ = configured(nn.InstanceNorm1d)
 
 
 class InstanceNorm2d(InstanceNormForward, nn.InstanceNorm2d):
@@ -224,9 +311,13 @@ class InstanceNorm2d(InstanceNormForward, nn.InstanceNorm2d):
     ``channels_last`` stays. ``momentum=None`` leaves tracked statistics where they are, as torch does.
     """
 
+    __init__ = configured(nn.InstanceNorm2d)
+
 
 class InstanceNorm3d(InstanceNormForward, nn.InstanceNorm3d):
     """:class:`torch.nn.InstanceNorm3d` with normkit's numbers: (N, C, D, H, W) or one sample; see InstanceNorm2d."""
+
+    __init__ = configured(nn.InstanceNorm3d)
 
 
 class LayerNorm(LayerNormForward, nn.LayerNorm):

@@ -29,6 +29,7 @@ SMALLEST_GIVEN = 1 << 20
 
 _library = torch.library.Library("normkit", "DEF")
 _library.define(f"forward(Tensor x, {_PARAMETERS}, {_CALL}) -> (Tensor y, Tensor stats)")
+_library.define("kept(Tensor x) -> Tensor")
 _library.define(f"backward(Tensor x, {_PARAMETERS}, Tensor stats, Tensor dy, {_CALL}, bool[] needs) -> Tensor[]")
 
 
@@ -55,6 +56,14 @@ def apply(plan: Plan, operands: Operands) -> tuple[torch.Tensor, BatchStats | No
         return y, None
     mean, var = ((a.reshape(plan.stats_shape)).detach() for a in (stats[0] + stats[1], stats[2]))
     return y, BatchStats(mean, var, plan.count)
+
+
+def kept(x: torch.Tensor) -> torch.Tensor:
+    """A copy of a buffer that is about to be written, for the backward pass.
+
+    A graph that is compiled takes an operator's result as it is; ``clone`` it would form anew, of what was written.
+    """
+    return torch.ops.normkit.kept(x) if torch.compiler.is_compiling() else x.clone()
 
 
 class Call(NamedTuple):
@@ -105,6 +114,10 @@ def _room(x: torch.Tensor, plan: Plan) -> torch.Tensor:
         return x.new_empty(0, dtype=dtype)
     shape = (1 if a in plan.axes else n for a, n in enumerate(plan.view))
     return x.new_empty((4 if plan.center else 2, *shape), dtype=dtype)
+
+
+torch.library.impl(_library, "kept", "CompositeExplicitAutograd")(torch.clone)
+torch.library.register_fake("normkit::kept", lib=_library)(torch.empty_like)
 
 
 @torch.library.impl(_library, "forward", "CPU")
