@@ -18,11 +18,13 @@ KERAS = os.environ.get("KERAS_BACKEND", "tensorflow")
 ONLY = {
     "test_convert_models.py": "jax tensorflow torch",
     "test_flax_layers.py": "jax",
+    "test_flax_policies.py": "jax",
     "test_flax_recalibrate.py": "jax",
     "test_flax_replace.py": "jax",
     "test_inspect_models.py": "jax tensorflow torch",
     "test_keras_fold.py": KERAS,
     "test_keras_layers.py": KERAS,
+    "test_keras_policies.py": KERAS,
     "test_keras_recalibrate.py": KERAS,
     "test_keras_models.py": KERAS,
     "test_keras_replace.py": KERAS,

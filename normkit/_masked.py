@@ -9,7 +9,7 @@ from typing import Any
 
 from . import _calls
 from . import _validate as check
-from .core import plan as plans
+from . import _values as values
 from .core.normalize import BatchStats, Operands
 from .core.plan import Plan, Shape
 
@@ -30,19 +30,22 @@ def batch_norm_train(
     axis: int,
     eps: float,
     mask: Array | None = None,
+    single_value: str | None = None,
 ) -> tuple[Array, BatchStats]:
-    """:func:`normkit.batch_norm_train`, of one value per channel too: its variance is zero, and y the bias."""
+    """:func:`normkit.batch_norm_train`, of one value per channel too, unless ``single_value="raise"``."""
     call = _calls._planned(x, _batch_plan, axis, eps)
+    if single_value == "raise":
+        check.several_values(call[1])
     backend, plan, operands = _calls._checked(*call, Operands(x, weight, bias, None, None, mask), None)
+    if single_value == "raise" and mask is not None:
+        values.several_valid(backend, plan, operands.mask)
     y, stats = backend.apply(plan, operands)
     assert stats is not None
     return y, stats
 
 
 def _batch_plan(shape: Shape, axis: Any, eps: Any) -> Plan:
-    plan = plans.batch_plan(shape, check.channel_axis(axis, shape), check.epsilon(eps), given=False)
-    check.reduces(plan)
-    return _everywhere(plan)
+    return _everywhere(_calls.batch_zero_plan(shape, axis, eps))
 
 
 @functools.lru_cache(maxsize=4096)

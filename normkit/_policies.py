@@ -5,6 +5,7 @@ The layers of every library share it: arguments of the same names, which can be 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -84,6 +85,23 @@ class Policed:
             self._policies = policies
 
 
+def with_settings(original: Any, settings: dict[str, Any]) -> inspect.Signature:
+    """The signature of a class's ``__init__``, with settings by name after its arguments."""
+    theirs = inspect.signature(original.__init__)
+    parameters = list(theirs.parameters.values())
+    rest = [p for p in parameters if p.kind is p.VAR_KEYWORD]
+    ours = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d) for n, d in settings.items()]
+    return theirs.replace(parameters=[*(p for p in parameters if p not in rest), *ours, *rest])
+
+
+def policed(cls: Any) -> Any:
+    """Give a class what :class:`Policed` has, where another base would make its objects unlike."""
+    for name, value in vars(Policed).items():
+        if not name.startswith("__") and name not in vars(cls):
+            setattr(cls, name, value)
+    return cls
+
+
 def checked(policies: Policies, usual: Policies) -> Policies:
     """Policies that are choices, or a library's usual ones."""
     for name, value, default in zip(Policies._fields, policies, usual, strict=True):
@@ -102,25 +120,37 @@ def batch_norm(
     var: Array,
     weight: Array | None,
     bias: Array | None,
-    **options: Any,
+    *,
+    axis: int,
+    eps: float,
+    everywhere: bool = False,
+    shared: bool = False,
+    **valid: Array | None,
 ) -> tuple[Array, BatchStats | None, Any]:
     """Batch norm in a layer: y, the batch's statistics where they are to be merged, and the pullback.
 
-    ``run`` calls the functions, and ``train`` is the one that normalizes by the batch.
+    ``run`` calls the functions, and ``train`` is the one that normalizes by the batch: ``everywhere``, if a mask says
+    no more than what statistics are taken over; ``shared``, if the batch is not x alone.
     """
     used, updated = policies.modes(training)
     policy = policies.single_value
-    single = _single(x, **options) if policy == "running" and used else False
-    if not used or single:
+    options = {"axis": axis, "eps": eps, **({} if everywhere else valid)}
+    single: bool | None = False
+    if used and (policy == "running" or (everywhere and policy is not None)):
+        single = None if shared else _single(x, axis, **valid)
+    if not used or (single and policy == "running"):
         y, pullback = run(functional.batch_norm, x, mean, var, weight, bias, **options)
         if used or not updated:
             return y, None, pullback
         x = backend_of("x", x).constant(x)
-        return y, train(x, single_value="zero", **options)[1], pullback
+        return y, train(x, axis=axis, eps=eps, single_value="zero", **valid)[1], pullback
     refused = "raise" if policy == "raise" else "zero"
-    (y, stats), pullback = run(train, x, weight, bias, single_value=refused, **options)
-    if single is None and not is_number(stats.count):
-        y, pullback = _by_running(run, x, mean, var, weight, bias, stats.count, y, pullback, **options)
+    (y, stats), pullback = run(train, x, weight, bias, axis=axis, eps=eps, single_value=refused, **valid)
+    if single is not False and not is_number(stats.count):
+        if policy != "running":
+            xp = backend_of("x", x).namespace(x)
+            x, mean, var = xp.zeros_like(x), xp.zeros_like(mean), xp.ones_like(var)
+        y, pullback = _chosen(run, x, mean, var, weight, bias, stats.count, y, pullback, **options)
     return y, stats if updated else None, pullback
 
 
@@ -147,16 +177,16 @@ def merged(
     return running.update(xp, *old, stats, momentum, unbiased, fewest=fewest, finite=finite)
 
 
-def _single(x: Array, axis: int, mask: Array | None = None, lengths: Array | None = None, **_: Any) -> bool | None:
+def _single(x: Array, axis: int, **valid: Array | None) -> bool | None:
     """Whether x has one value per channel; None where that is not known, or of each channel another matter."""
     shape = backend_of("x", x).shape(x)
     size = product(shape)
     if size == shape[axis]:
         return True
-    return None if size is None or mask is not None or lengths is not None else False
+    return None if size is None or any(a is not None for a in valid.values()) else False
 
 
-def _by_running(
+def _chosen(
     run: Callable,
     x: Array,
     mean: Array,
@@ -168,7 +198,7 @@ def _by_running(
     pullback: Callable | None,
     **options: Any,
 ) -> tuple[Array, Callable | None]:
-    """Channels of one value, or none, by the running statistics; y and the pullback of the others."""
+    """Channels of one value, or none, by these statistics; y and the pullback of the others."""
     backend = backend_of("x", x)
     xp = backend.namespace(x)
     lone = count <= 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,13 +11,20 @@ from flax.nnx.module import first_from
 from jax import lax
 
 from normkit import _masked, functional
-from normkit.core import running
+from normkit import _validate as check
+from normkit._dispatch import backend_of
+from normkit._layer import call
+from normkit._policies import SETTINGS, Policies, batch_norm, merged, policed, with_settings
 from normkit.core.normalize import BatchStats
 
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
 
 Array = Any
 Axes = tuple[int, ...]
+
+#: As Flax has it: one value counts, with a variance of zero.
+USUAL = Policies(single_value=None)
+OURS = {**SETTINGS, "single_value": None}
 
 _NO_MODE = (
     "No `use_running_average` argument was provided to BatchNorm: pass it to the constructor or to the call, or use "
@@ -27,26 +35,46 @@ _NO_MODE = (
 Alike: Any = nnx.Pytree.__base__
 
 
+@policed
 class BatchNormForward(Alike):
     """Batch norm by the batch, whose statistics are counted, or by the running ones."""
 
+    _policies = USUAL
+    _train_affine = True
+
+    @property
+    def train_affine(self: Any) -> bool:
+        """Whether gradients go to scale and bias."""
+        return self._train_affine
+
+    @train_affine.setter
+    def train_affine(self: Any, value: bool) -> None:
+        self._train_affine = check.choice("train_affine", value, (True, False))
+
     def __call__(self: Any, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
-        by_average = first_from(use_running_average, self.use_running_average, error_msg=_NO_MODE)
+        policies, modes = self._policies, (use_running_average, self.use_running_average)
+        if modes == (None, None) and policies.use_batch_stats is not None:
+            modes = (not policies.use_batch_stats,) * 2
+        training = not first_from(*modes, error_msg=_NO_MODE)
         axes = _axes(self.axis, x.ndim)
         if len(axes) != 1:
             raise ValueError(f"BatchNorm has its channels at one axis; received axis={self.axis}.")
         (axis,) = axes
         mean, var, scale, bias = self.mean[...], self.var[...], _value(self.scale), _value(self.bias)
         x = self.promote_dtype((x, mean, var, scale, bias), dtype=self.dtype)[0]
-        if by_average:
-            return functional.batch_norm(x, mean, var, scale, bias, axis=axis, eps=self.epsilon)
-        if self.axis_name is not None:
-            y, stats = _batch_norm_across(self, x, axis, scale, bias, mask)
-        else:
-            options = {"axis": axis, "eps": self.epsilon, "mask": _boolean(mask)}
-            y, stats = _masked.batch_norm_train(x, scale, bias, **options)
-        mean, var, _ = running.update(jnp, mean, var, 0, stats, self.momentum, unbiased=False)
-        self.mean[...], self.var[...] = lax.stop_gradient(mean), lax.stop_gradient(var)
+        if not self._train_affine:
+            scale, bias = lax.stop_gradient((scale, bias))
+        options = {"axis": axis, "eps": self.epsilon}
+        if not any(policies.modes(training)):
+            return functional.batch_norm(x, mean, var, scale, bias, **options)
+        shared = self.axis_name is not None
+        train = functools.partial(_batch_norm_across, self) if shared else _masked.batch_norm_train
+        options |= {"mask": _boolean(mask), "everywhere": True, "shared": shared}
+        y, stats, _ = batch_norm(policies, training, call, train, x, mean, var, scale, bias, **options)
+        if stats is not None:
+            owner, backend = type(self).__name__, backend_of("mean", mean)
+            mean, var, _ = merged(owner, backend, (mean, var, 0), stats, self.momentum, False, policies)
+            self.mean[...], self.var[...] = lax.stop_gradient(mean), lax.stop_gradient(var)
         return y
 
 
@@ -159,7 +187,7 @@ def _across(layer: Any, x: Array, axes: Axes, mask: Array | None, *, center: boo
 
 
 def _batch_norm_across(
-    layer: Any, x: Array, axis: int, scale: Array | None, bias: Array | None, mask: Array | None
+    layer: Any, x: Array, scale: Any = None, bias: Any = None, *, axis: int, mask: Array | None, **_: Any
 ) -> tuple[Array, BatchStats]:
     y, stats = _across(layer, x, tuple(a for a in range(x.ndim) if a != axis), mask, center=True)
     return _affine(y, (axis,), scale, bias).astype(x.dtype), BatchStats(*(jnp.reshape(s, -1) for s in stats))
@@ -202,6 +230,14 @@ class BatchNorm(BatchNormForward, nnx.BatchNorm):
     their unmasked elements, not all alike. The variance is never that of ``use_fast_variance``, whatever it says; this
     holds for all the layers.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        settings = {name: kwargs.pop(name) for name in OURS if name in kwargs}
+        super().__init__(*args, **kwargs)
+        for name, value in settings.items():
+            setattr(self, name, value)
+
+    __init__.__signature__ = with_settings(nnx.BatchNorm, OURS)  # type: ignore[attr-defined]
 
 
 class LayerNorm(LayerNormForward, nnx.LayerNorm):

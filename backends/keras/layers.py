@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +9,10 @@ import keras
 from keras import ops
 
 from normkit import _masked, functional
+from normkit import _validate as check
 from normkit._dispatch import backend_of
-from normkit.core import running
+from normkit._layer import call
+from normkit._policies import SETTINGS, Policed, Policies, batch_norm, merged, with_settings
 
 __all__ = [
     "BatchNormalization",
@@ -22,6 +23,10 @@ __all__ = [
 ]
 
 Array = Any
+
+#: As Keras has it: one value counts, with a variance of zero.
+USUAL = Policies(single_value=None)
+OURS = {**SETTINGS, "single_value": None}
 
 # torch.compile follows the look-up of a type that is known, not the search for one that is not.
 for known in (ops.zeros(1), keras.Variable(ops.zeros(1)).value):
@@ -48,22 +53,60 @@ def along(mask: Array, inputs: Array) -> Array:
     return ops.cast(mask, "bool")
 
 
-class BatchNormalizationCall:
+class BatchNormalizationCall(Policed):
     """Batch norm by the batch, whose statistics are counted, or by the moving ones: as Keras chooses."""
+
+    _policies = USUAL
+    _train_affine = True
+
+    @property
+    def train_affine(self: Any) -> bool:
+        """Whether gamma and beta are trained where the layer is trainable."""
+        return self._train_affine
+
+    @train_affine.setter
+    def train_affine(self: Any, value: bool) -> None:
+        self._train_affine = check.choice("train_affine", value, (True, False))
+        self._set_affine()
+
+    @property
+    def trainable(self: Any) -> bool:
+        """As Keras's: False is inference mode."""
+        return keras.Layer.trainable.fget(self)
+
+    @trainable.setter
+    def trainable(self: Any, value: bool) -> None:
+        keras.Layer.trainable.fset(self, value)
+        self._set_affine()
+
+    def build(self: Any, input_shape: tuple) -> None:
+        """Make gamma and beta, and the moving statistics."""
+        super().build(input_shape)
+        self._set_affine()
+
+    def _set_affine(self: Any) -> None:
+        for variable in (getattr(self, "gamma", None), getattr(self, "beta", None)):
+            if variable is not None:
+                variable.trainable = self.trainable and self._train_affine
 
     def call(self: Any, inputs: Array, training: Any = None, mask: Array | None = None) -> Array:
         x = widened(self, inputs)
         gamma, beta, mean, var = values(self.gamma, self.beta, self.moving_mean, self.moving_variance)
         options = {"axis": self.axis, "eps": self.epsilon}
-        if not (training and self.trainable):
+        policies, training = self._policies, bool(training and self.trainable)
+        if not any(policies.modes(training)):
             return ops.cast(functional.batch_norm(x, mean, var, gamma, beta, **options), self.compute_dtype)
         if mask is not None:
             mask = along(mask, x)
-        y, stats = _masked.batch_norm_train(x, gamma, beta, mask=mask, **options)
-        xp = backend_of("x", x).namespace(x)
-        mean, var, _ = running.update(xp, mean, var, 0, stats, self.momentum, unbiased=False)
-        self.moving_mean.assign(mean)
-        self.moving_variance.assign(var)
+        train = _masked.batch_norm_train
+        y, stats, _ = batch_norm(
+            policies, training, call, train, x, mean, var, gamma, beta, everywhere=True, mask=mask, **options
+        )
+        if stats is not None:
+            owner, backend = f"{type(self).__name__} {self.name!r}", backend_of("x", x)
+            mean, var, _ = merged(owner, backend, (mean, var, 0), stats, self.momentum, False, policies)
+            self.moving_mean.assign(mean)
+            self.moving_variance.assign(var)
         return ops.cast(y, self.compute_dtype)
 
 
@@ -102,11 +145,11 @@ def shaped(param: Array | None, axes: list[int], x: Array) -> Array | None:
     return param if param is None or tuple(param.shape) == lengths else ops.reshape(param, lengths)
 
 
-def signed_as(original: type) -> Callable:
+def signed_as(original: type, **more: Any) -> Callable:
     """Give an ``__init__`` that takes anything the signature of a class's own, in which Keras looks arguments up."""
 
     def sign(init: Any) -> Any:
-        init.__signature__ = inspect.signature(original.__init__)  # type: ignore[misc]
+        init.__signature__ = with_settings(original, more)
         return init
 
     return sign
@@ -127,15 +170,23 @@ class BatchNormalization(BatchNormalizationCall, keras.layers.BatchNormalization
     statistics. The count of unmasked elements is exact. ``synchronized`` and ``renorm`` are refused.
     """
 
-    @signed_as(keras.layers.BatchNormalization)
+    @signed_as(keras.layers.BatchNormalization, **OURS)
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        settings = {name: kwargs.pop(name) for name in OURS if name in kwargs}
         super().__init__(*args, **kwargs)
+        for name, value in settings.items():
+            setattr(self, name, value)
         for name in ("synchronized", "renorm"):
             if getattr(self, name, False):
                 raise ValueError(
                     f"normkit.keras.BatchNormalization takes no {name}=True: use keras.layers.BatchNormalization for "
                     f"it, which normkit.replace leaves alone."
                 )
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments: Keras's, and of ours those that say something."""
+        said = {name: getattr(self, name) for name in OURS}
+        return {**super().get_config(), **{n: v for n, v in said.items() if v != OURS[n]}}
 
 
 @keras.saving.register_keras_serializable(package="normkit")

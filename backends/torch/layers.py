@@ -5,7 +5,6 @@ Each forward pass is a mixin, so that :func:`normkit.replace` can put it before 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ from normkit import _validate as check
 from normkit import functional
 from normkit._dispatch import backend_of
 from normkit._layer import call
-from normkit._policies import SETTINGS, USUAL, Policed, batch_norm
+from normkit._policies import SETTINGS, USUAL, Policed, batch_norm, with_settings
 from normkit.backends.torch.ops import kept
 from normkit.backends.torch.statistics import count_batch, count_instances, count_once
 from normkit.core.normalize import BatchStats
@@ -57,9 +56,7 @@ def configured(original: Any) -> Callable:
         for name, value in ours.items():
             setattr(self, name, value)
 
-    theirs = inspect.signature(original.__init__)
-    more = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=d) for n, d in SETTINGS.items()]
-    __init__.__signature__ = theirs.replace(parameters=[*theirs.parameters.values(), *more])  # type: ignore[attr-defined]
+    __init__.__signature__ = with_settings(original, SETTINGS)  # type: ignore[attr-defined]
     return __init__
 
 
