@@ -291,13 +291,13 @@ class BatchNorm(Policed, Layer):
         a channel as they are; "raise" refuses the batch
     use_batch_stats : normalize by the statistics of the batch, in either mode; False: by the running ones; None: in
         training by the batch, in inference by the running ones
+    update_stats : merge the statistics of the batch into the running ones, in either mode; False: do not; None: in
+        training, where those of the batch are used
     virtual_batch_size : in training, normalize so many samples after each other as a batch of their own; the running
         statistics are those of the whole batch
     r_max, d_max : in training, batch renormalization (:func:`normkit.batch_renorm_train`) by the running statistics
         within these bounds: numbers, pairs ``((num_batches, bound), ...)`` with straight lines between them, or
         functions of num_batches. None for one of them: 1 or 0; for both: batch norm
-    update_stats : merge the statistics of the batch into the running ones, in either mode; False: do not; None: in
-        training, where those of the batch are used
     affine, bias, train_affine, dtype, device, backend : as :class:`LayerNorm`; the statistics are at least float32
 
     Attributes
@@ -340,11 +340,11 @@ class BatchNorm(Policed, Layer):
         single_value: str = "raise",
         empty_batch: str = "keep",
         nonfinite: str = "propagate",
+        use_batch_stats: bool | None = None,
+        update_stats: bool | None = None,
         virtual_batch_size: int | None = None,
         r_max: Bound = None,
         d_max: Bound = None,
-        use_batch_stats: bool | None = None,
-        update_stats: bool | None = None,
         affine: bool = True,
         bias: bool = True,
         train_affine: bool = True,
