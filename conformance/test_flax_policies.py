@@ -98,6 +98,7 @@ def test_over_devices(policy):
     np.testing.assert_allclose(y, oracle.batch_norm_train(x, *parameters, axis=-1)[0], rtol=1e-4, atol=1e-5)
     nnx.update(layer, after)
     _assert_running(layer, *_merged(known, x, True))
+    known, state = _known(layer), nnx.state(layer)
     mask = np.array([True, False]).reshape(2, 1, 1) & np.ones((2, 1, 4), bool)
     y, after = step(state, x, mask)
     wanted = oracle.batch_norm(x, **known, axis=-1) if policy == "running" else np.broadcast_to(known["bias"], x.shape)
