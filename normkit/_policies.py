@@ -173,8 +173,10 @@ def merged(
             values.several_counted(backend, stats, policy)
     if policies.nonfinite == "raise":
         values.finite(owner, backend, stats, fewest)
-    xp, finite = backend.namespace(old[0]), policies.nonfinite == "skip"
-    return running.update(xp, *old, stats, momentum, unbiased, fewest=fewest, finite=finite)
+    (mean, var, seen), finite = old, policies.nonfinite == "skip"
+    return running.update(
+        backend.namespace(mean), mean, var, seen, stats, momentum, unbiased, fewest=fewest, finite=finite
+    )
 
 
 def _single(x: Array, axis: int, **valid: Array | None) -> bool | None:

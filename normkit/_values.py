@@ -17,13 +17,14 @@ def several_valid(backend: Backend, plan: Plan, mask: Any) -> None:
         return
     import numpy as np
 
+    shape, view = ([n or 0 for n in lengths] for lengths in (plan.shape, plan.view))
     valid = np.asarray(mask)
-    valid = valid[(None,) * (len(plan.shape) - valid.ndim)]
+    valid = valid[(None,) * (len(shape) - valid.ndim)]
     if plan.virtual:
-        valid = np.broadcast_to(valid, plan.shape).reshape(plan.view)
-    repeated = math.prod(n or 0 for a, n in enumerate(plan.view) if a in plan.axes and valid.shape[a] == 1)
+        valid = np.broadcast_to(valid, shape).reshape(view)
+    repeated = math.prod(n for a, n in enumerate(view) if a in plan.axes and valid.shape[a] == 1)
     counts = np.count_nonzero(valid, axis=plan.axes) * repeated
-    lone = np.broadcast_to(counts == 1, [n for a, n in enumerate(plan.view) if a not in plan.axes])
+    lone = np.broadcast_to(counts == 1, [n for a, n in enumerate(view) if a not in plan.axes])
     if lone.any():
         sets = "channels of virtual batches" if plan.virtual else "channels"
         raise ValueError(
@@ -41,7 +42,7 @@ FOR_ONE = (
 
 def several_counted(backend: Backend, stats: BatchStats, policy: str | None) -> None:
     """Statistics of more than one value per channel, or of none, where looking costs nothing."""
-    count = stats.count
+    count: Any = stats.count
     if is_number(count):
         lone, channels = int(count == 1), 1
     elif backend.at_hand(count):

@@ -326,6 +326,19 @@ class BatchNorm(Policed, Layer):
     running.mean  running_mean               moving_mean               mean                    input_mean
     running.var   running_var                moving_variance           var                     input_var
     ============  =========================  ========================  ======================  ====================
+
+    Each switch by itself, and together (blank: the default):
+
+    =================================  ===============  ============  ============  =================================
+    .                                  use_batch_stats  update_stats  train_affine  elsewhere
+    =================================  ===============  ============  ============  =================================
+    statistics frozen                  False                                        torch eval(), use_running_average
+    frozen batch norm                  False                          False         torchvision's, trainable = False
+    affine part frozen                                                False         requires_grad_(False)
+    by the batch, untracked            True             False                       track_running_stats = False
+    adaptive batch norm, in inference  True             True          False         torch train() of the layer
+    running ones, which follow         False            True                        (none)
+    =================================  ===============  ============  ============  =================================
     """
 
     def __init__(

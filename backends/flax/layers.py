@@ -229,6 +229,11 @@ class BatchNorm(BatchNormForward, nnx.BatchNorm):
     Three things differ. A batch without (unmasked) elements moves no statistics. With ``axis_name``, devices count by
     their unmasked elements, not all alike. The variance is never that of ``use_fast_variance``, whatever it says; this
     holds for all the layers.
+
+    Arguments and attributes beside Flax's: ``single_value``, ``empty_batch``, ``nonfinite``, ``use_batch_stats`` and
+    ``update_stats`` as in :class:`normkit.BatchNorm`, where ``not use_running_average`` is what None follows;
+    ``single_value=None`` is as Flax: one value counts, with a variance of zero. ``train_affine=False``: the gradient of
+    scale and bias is zero.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -81,7 +81,7 @@ class BatchNormalizationCall(Policed):
 
     def build(self: Any, input_shape: tuple) -> None:
         """Make gamma and beta, and the moving statistics."""
-        super().build(input_shape)
+        super().build(input_shape)  # type: ignore[misc]
         self._set_affine()
 
     def _set_affine(self: Any) -> None:
@@ -168,6 +168,11 @@ class BatchNormalization(BatchNormalizationCall, keras.layers.BatchNormalization
     Four things differ. ``mask`` may have any rank up to that of the inputs: one of fewer axes is over the first of
     them, as Keras makes masks, one of as many broadcasts to them. A batch without (unmasked) elements moves no
     statistics. The count of unmasked elements is exact. ``synchronized`` and ``renorm`` are refused.
+
+    Arguments and attributes beside Keras's: ``single_value``, ``empty_batch``, ``nonfinite``, ``use_batch_stats`` and
+    ``update_stats`` as in :class:`normkit.BatchNorm`, where ``training and trainable`` is what None follows;
+    ``single_value=None`` is as Keras: one value counts, with a variance of zero. ``train_affine=False`` takes gamma and
+    beta out of the trainable weights. ``get_config`` has those that are set.
     """
 
     @signed_as(keras.layers.BatchNormalization, **OURS)

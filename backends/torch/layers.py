@@ -77,8 +77,9 @@ class PolicedModule(Policed):
 
     def extra_repr(self: Any) -> str:
         """As torch's, and what else was set."""
+        theirs = super().extra_repr()  # type: ignore[misc]
         pairs = zip(USUAL._fields, self._policies, USUAL, strict=True)
-        return ", ".join([super().extra_repr(), *(f"{n}={v!r}" for n, v, usual in pairs if v != usual)])
+        return ", ".join([theirs, *(f"{n}={v!r}" for n, v, usual in pairs if v != usual)])
 
     def _modes(self: Any, training: bool) -> tuple[bool, bool]:
         """Whether the batch's statistics are used, and whether they are counted; refused without running ones."""
@@ -284,6 +285,11 @@ class BatchNorm2d(BatchNormForward, nn.BatchNorm2d):
     Two things differ. A batch without elements is not counted. And where ``torch.compile`` is asked for the full graph,
     ``momentum=None`` is in it. Activation checkpointing counts every batch twice, here as there, but within
     :class:`count_once`.
+
+    By name after torch's arguments, and as attributes: ``single_value``, ``empty_batch``, ``nonfinite``,
+    ``use_batch_stats`` and ``update_stats`` as in :class:`normkit.BatchNorm`, where torch's ``train()`` and
+    ``track_running_stats`` are what None follows; ``train_affine`` is ``requires_grad`` of weight and bias. The same in
+    instance norm, of whose samples one value each is meant.
     """
 
     __init__ = configured(nn.BatchNorm2d)
