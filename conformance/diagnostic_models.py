@@ -195,3 +195,38 @@ def flax() -> Model:
         return [*(np.array(leaf) for leaf in jax.tree.leaves(nnx.state(model))), *modes]
 
     return Model(model, loss, image, jnp.asarray(y), -1, names, array, state)
+
+
+def torch_dropout() -> tuple:
+    """A model, a loss, an input, and what the generators are at."""
+    import torch
+
+    net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(0.5))
+    return net, lambda out, _: (out**2).mean(), torch.ones(4, 8), lambda: [torch.get_rng_state().numpy().copy()]
+
+
+def keras_dropout() -> tuple:
+    """As of torch."""
+    import keras
+    from keras import ops
+
+    net = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8), keras.layers.Dropout(0.5)])
+
+    def state() -> list:
+        return [vectors.host(v.value).copy() for v in net.non_trainable_variables]
+
+    return net, lambda out, _: ops.mean(out**2), ops.ones((4, 8)), state
+
+
+def flax_dropout() -> tuple:
+    """As of torch."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    net = nnx.Sequential(nnx.Linear(8, 8, rngs=nnx.Rngs(0)), nnx.Dropout(0.5, rngs=nnx.Rngs(1)))
+
+    def state() -> list:
+        return [np.array(leaf) for leaf in jax.tree.leaves(nnx.state(net, nnx.RngCount))]
+
+    return net, lambda out, _: jnp.mean(out**2), jnp.ones((4, 8)), state

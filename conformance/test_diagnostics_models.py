@@ -19,16 +19,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 SAME = 1e-5
 #: What is zero but for eps: of a cosine, 1; of a difference of losses, that of the losses.
 SIZES = {"scale.radial": 1.0, "scale.spread": 2.8}
+#: Of normkit's layers.
+CHAINS = ("numpy", "strict")
 #: The networks of a library.
 MADE = {"numpy": ["numpy"], "strict": ["strict"], "torch": ["torch"], "tensorflow": [], "jax": ["flax"], "cupy": []}
 
 
 def made(library):
-    names = [name for name in MADE[library.name] if name in ("numpy", "strict") or importlib.util.find_spec(name)]
+    names = [name for name in MADE[library.name] if name in CHAINS or importlib.util.find_spec(name)]
     if library.name == KERAS and importlib.util.find_spec("keras"):
         names.append("keras")
     for name in names:
-        if name in ("numpy", "strict"):
+        if name in CHAINS:
             yield name, models.numpy("float32", library.xp)
         else:
             yield name, getattr(models, name)()
@@ -39,6 +41,7 @@ def figures(model):
     objective, names = model.objective(), model.names
     params = {names[k]: model.array(k, a) for k, a in models.weights().items()}
     loss, gradients = objective(params)
+    assert list(gradients) == list(params)
     updated = {name: a - 0.5 * gradients[name] for name, a in params.items()}
     along = {names[k]: model.array(k, a) for k, a in models.weights(seed=2).items()}
     weights = {names[k]: gradients[names[k]] for k in ("conv.weight", "dense.weight", "out.weight")}
@@ -81,7 +84,6 @@ def test_parameters_come_in_the_models_order_and_are_copies(library):
         assert list(params) == [model.names[k] for k in models.weights()]
         for k, a in models.weights().items():
             assert np.allclose(np.asarray(params[model.names[k]]), np.asarray(model.array(k, a)), rtol=1e-6)
-        assert list(objective(params)[1]) == list(params)
         before = model.state()
         with contextlib.suppress(TypeError, ValueError):  # JAX's and TensorFlow's arrays refuse to be written to
             for a in params.values():
@@ -106,7 +108,7 @@ def test_nothing_is_changed_where_it_fails(library):
 def test_statistics_gap_has_every_channel(library):
     """As in the summary: the worst of them."""
     for name, model in made(library):
-        if name in ("numpy", "strict"):
+        if name in CHAINS:
             continue
         before = model.state()
         found = nk.statistics_gap(model.model, [model.x])
@@ -126,7 +128,34 @@ def test_training_or_not(library):
         assert losses[0] == pytest.approx(float(reference()["loss"]), rel=SAME), name
         assert abs(losses[1] - losses[0]) > 0.1, name
         # Of the layers, those of the chain are in training, and the models were made with eval().
-        assert losses[2] == losses[name not in ("numpy", "strict")], name
+        assert losses[2] == losses[name not in CHAINS], name
+
+
+def test_a_loss_is_one_number(library):
+    for name, model in made(library):
+        objective, before = model.objective(lambda outputs, y: outputs), model.state()
+        kind, text = (TypeError, "loss of a chain must return") if name in CHAINS else (ValueError, "one number, .*4")
+        with pytest.raises(kind, match=text):
+            objective(objective.params)
+        _unchanged(model, before)
+
+
+def test_dropout_draws_the_same_in_every_call(library):
+    """And leaves the generators where they were."""
+    for name, _ in made(library):
+        if name in CHAINS:
+            continue
+        net, loss, x, state = getattr(models, f"{name}_dropout")()
+        before, objective = state(), diagnostics.objective(net, loss, x)
+        losses = [objective(objective.params)[0] for _ in range(3)]
+        assert (
+            losses[0]
+            == losses[1]
+            == losses[2]
+            != diagnostics.objective(net, loss, x, training=False)(objective.params)[0]
+        )
+        for a, b in zip(before, state(), strict=True):
+            assert np.array_equal(a, b)
 
 
 def test_a_function_of_jax_is_an_objective(library):

@@ -36,7 +36,7 @@ class KerasDifferentiates:
         backend = keras.backend.backend()
         if backend not in _GRADIENTS:
             raise ValueError(f"objective needs gradients, and Keras has none on its backend {backend}.")
-        differentiate = _GRADIENTS[backend](value)
+        differentiate = _GRADIENTS[backend](value, seed)
 
         def run(params: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             state = [ops.copy(v.value) for v in model.non_trainable_variables]
@@ -69,7 +69,7 @@ def _named(model: keras.Layer) -> dict[str, Any]:
     return found
 
 
-def _tensorflow(value: Callable) -> Callable:
+def _tensorflow(value: Callable, seed: int) -> Callable:
     import tensorflow as tf
 
     def run(params: dict[str, Any], state: list[Any]) -> tuple[Any, dict[str, Any]]:
@@ -82,12 +82,15 @@ def _tensorflow(value: Callable) -> Callable:
     return run
 
 
-def _torch(value: Callable) -> Callable:
+def _torch(value: Callable, seed: int) -> Callable:
     import torch
+
+    from normkit.backends.torch.objective import seeded
 
     def run(params: dict[str, Any], state: list[Any]) -> tuple[Any, dict[str, Any]]:
         leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-        with torch.enable_grad():
+        # Dropout draws from torch's own generator here.
+        with seeded(leaves, seed), torch.enable_grad():
             found = value(leaves, state)
             gradients = torch.autograd.grad(found, list(leaves.values()), allow_unused=True)
         filled = [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, leaves.values(), strict=True)]
@@ -96,7 +99,7 @@ def _torch(value: Callable) -> Callable:
     return run
 
 
-def _jax(value: Callable) -> Callable:
+def _jax(value: Callable, seed: int) -> Callable:
     import jax
 
     return jax.jit(jax.value_and_grad(value))

@@ -33,7 +33,7 @@ class TorchDifferentiates:
         def run(params: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
             leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
             buffers = {f"model.{name}": b.clone() for name, b in model.named_buffers()}
-            with _mode(model, training), _seeded(leaves, seed), torch.enable_grad():
+            with _mode(model, training), seeded(leaves, seed), torch.enable_grad():
                 given = {f"model.{name}": p for name, p in leaves.items()}
                 found = torch.func.functional_call(_Called(model, value), {**given, **buffers}, ())
                 # What the loss does not depend on has a gradient of zero.
@@ -69,8 +69,8 @@ def _mode(model: nn.Module, training: bool | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _seeded(leaves: dict[str, Tensor], seed: int) -> Iterator[None]:
-    """The generators of the processor and of the parameters' devices, put back after."""
+def seeded(leaves: dict[str, Tensor], seed: int) -> Iterator[None]:
+    """Within, the generators of the processor and of the parameters' devices start at seed; after, they are back."""
     devices = {p.device for p in leaves.values() if p.device.type == "cuda"}
     with torch.random.fork_rng([*devices]):
         torch.manual_seed(seed)

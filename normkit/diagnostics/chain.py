@@ -157,7 +157,13 @@ class Chain:
                     layer.training = training
                 out, pullback = layer.vjp(out)
                 pullbacks.append((name, pullback))
-            value, dy = loss(out, y)
+            got = loss(out, y)
+            if not isinstance(got, tuple) or len(got) != 2:
+                raise TypeError(
+                    "loss of a chain must return (its value, its gradient with respect to the outputs); it returned "
+                    f"{describe(got)}."
+                )
+            value, dy = got
             for name, pullback in reversed(pullbacks):
                 dy, found = pullback(dy)
                 gradients.update({f"{name}.{kind}": gradient for kind, gradient in found.items()})

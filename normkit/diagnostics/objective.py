@@ -77,8 +77,8 @@ def objective(
     y : what the loss gets beside the outputs
     training : put every module in its training mode, so that batch norms normalize by the batch; False: in inference
         mode; None: leave each as it is (in Keras, where layers have none: inference)
-    seed : what dropout draws from, the same in every call; in Keras and Flax the model's own generators are, and stay
-        where they are
+    seed : what dropout draws from in torch, the same in every call; elsewhere it is the model's own generators, which
+        stay where they are
     call : ``call(model, x)``, for a model that is called in another way
 
     Returns
@@ -122,8 +122,19 @@ def objective(
     name = type(model).__name__
     if not framework.parameters(model):
         raise ValueError(f"objective found no parameters in this {name}: build it, or let some require gradients.")
-    run = framework.value_and_grad(model, lambda outputs: loss(outputs, y), lambda m: called(m, x), training, seed)
+    run = framework.value_and_grad(
+        model, lambda outputs: _one_number(loss(outputs, y)), lambda m: called(m, x), training, seed
+    )
     return ModelObjective(name, lambda: framework.parameters(model), run)
+
+
+def _one_number(loss: Any) -> Any:
+    """What the user's loss returned, which can be differentiated."""
+    shape = getattr(loss, "shape", None)
+    if shape is None or math.prod(shape) != 1:
+        what = describe(loss) if shape is None else f"an array of the shape {tuple(shape)}"
+        raise ValueError(f"loss must return one number, as an array of the model's framework; it returned {what}.")
+    return loss
 
 
 def layers_of(params: Iterable[str]) -> list[list[str]]:
