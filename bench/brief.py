@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from time import perf_counter
 
 from normkit.bench import rows
 from normkit.bench.rows import Row
@@ -15,7 +16,10 @@ NAMES = {
     -1: ("LN 8192x768", "RMS 8192x768", "GN32 56x56 NHWC", "BN train 56x56 NHWC"),
 }
 DIRECTIONS = ("forward", "backward")
-SECONDS = 0.15
+#: For one comparison, and its rounds.
+SECONDS, ROUNDS = 0.15, 3
+#: Seconds after which no other comparison of a library begins: a machine that is busy takes a hundred times as long.
+LIMIT = 12.0
 
 
 def count(name: str) -> int:
@@ -24,9 +28,12 @@ def count(name: str) -> int:
 
 
 def measure(name: str) -> Iterator[list[Row]]:
-    """Rows in float32, in the mode that the library is meant for, one comparison after another."""
+    """Rows in float32, in the mode that the library is meant for, one comparison after another while there is time."""
     named = NAMES[LIBRARIES[name].channel_axis]
     chosen = sorted((w for w in WORKLOADS if w.name in named), key=lambda w: named.index(w.name))
-    for job in rows.jobs(rows.chosen([name]), workloads=chosen, dtypes=("float32",), sweep=True):
-        for direction in DIRECTIONS:
-            yield rows.measure(job, (direction,), SECONDS)
+    jobs = list(rows.jobs(rows.chosen([name]), workloads=chosen, dtypes=("float32",), sweep=True))
+    end = perf_counter() + LIMIT
+    for direction in DIRECTIONS:
+        for job in jobs:
+            if perf_counter() < end:
+                yield rows.measure(job, (direction,), SECONDS, rounds=ROUNDS)

@@ -3,7 +3,7 @@
 import pytest
 
 import normkit as nk
-from normkit.conformance import inputs, measure, oracle
+from normkit.conformance import across, inputs, measure, oracle
 from normkit.conformance.libraries import first
 from normkit.conformance.libraries import library as library_named
 from normkit.conformance.tolerances import tolerance, units
@@ -31,3 +31,20 @@ def test_the_same_in_numpy(library, dtype, layer, name):
             kind = inputs.stats_dtype(dtype) if key in ("mean", "var") else dtype
             apart = units(library.numpy(ours[key]), numpy.numpy(theirs[key]), kind, scales[key])
             assert apart <= 2 * tolerance("gradient", kind).units, (case.affine, key)
+
+
+def test_what_the_page_compares(library):
+    """The same numbers, whichever axis has the channels: normkit agrees, native layers on plain input."""
+    found = across.pairs({"numpy": across.outputs(library_named("numpy")), "other": across.outputs(library)})
+    assert {p.input for p in found if not p.native_a} == {*across.INPUTS}
+    for pair in found:
+        if not pair.native_a:
+            assert pair.distance <= tolerance("cross", across.DTYPE).units, pair
+        elif pair.input == "normal":
+            assert pair.distance <= 2 * tolerance("native", across.DTYPE).units, pair
+
+
+def test_the_ladder_has_every_rung(library):
+    found = list(across.ladder(library))
+    assert {(r.layer, r.offset) for r in found} == {(layer, offset) for layer in LAYERS for offset in across.OFFSETS}
+    assert max(r.error for r in found) <= tolerance("forward", across.DTYPE).units

@@ -8,7 +8,7 @@ from importlib import resources
 import pytest
 
 from normkit import _check, _compare, _page, _table
-from normkit.bench import cells, rows
+from normkit.bench import brief, cells, rows
 from normkit.bench.timing import Spread
 from normkit.conformance import across
 from normkit.conformance.package.command import hiding, normkit_command
@@ -185,6 +185,7 @@ def test_what_comes_from_outside_is_text():
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "PyTorch, speed could not be measured: Error: &lt;b&gt;&amp;&lt;/b&gt;" in text
     assert "LN &lt;8x8&gt;" in text
+    assert "7 comparisons were left out" in text
     assert "an &lt;OS&gt;; a &amp; b" in text
 
 
@@ -308,6 +309,16 @@ def test_compare_prints_what_moved(tmp_path):
     same = normkit_command("check", "--compare", "old.json", "old.json", "--factor", "1.5", cwd=tmp_path)
     assert same.returncode == 0
     assert "✓ normkit is still within tolerance: nothing moved, of 4 rows in both" in " ".join(same.stdout.split())
+
+
+def test_a_machine_that_is_busy_is_not_kept_for_long(monkeypatch):
+    monkeypatch.setattr(rows, "measure", lambda job, directions, seconds, rounds: [(str(job.workload), *directions)])
+    every = [*brief.NAMES[1]]
+    wanted = [[(name, direction)] for direction in ("forward", "backward") for name in every]
+    assert list(brief.measure("numpy")) == wanted
+    assert len(wanted) == brief.count("numpy")
+    monkeypatch.setattr(brief, "LIMIT", -1)
+    assert list(brief.measure("numpy")) == []
 
 
 def test_outputs_are_held_against_each_other():

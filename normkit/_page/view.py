@@ -12,7 +12,7 @@ from normkit import _table
 from normkit._check import Report, Row, known_difference, native_limit
 from normkit._page import plots
 from normkit._table import LABELS, NATIVES, TITLES, UNITS
-from normkit.bench import cells
+from normkit.bench import brief, cells
 from normkit.bench.report import geometric
 from normkit.conformance import across
 from normkit.conformance.cases import LAYERS
@@ -260,7 +260,9 @@ def _speed(rows: Sequence[Any]) -> dict[str, Any]:
             "reason": row.error or row.reason,
         })  # fmt: skip
     means = [(*key, f"{geometric(ratios):.2f}×", len(ratios)) for key, ratios in groups.items()]
-    return {"rows": found, "means": means, "at": 1 / LONGEST, "threads": _threads(rows)}
+    wanted = sum(brief.count(name) for name in {row.library for row in rows})
+    left_out = wanted - len({(row.library, row.workload, row.direction) for row in rows})
+    return {"rows": found, "means": means, "at": 1 / LONGEST, "threads": _threads(rows), "left_out": left_out}
 
 
 def _threads(rows: Sequence[Any]) -> str:
