@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import normkit as nk
+from normkit._convert.torch import RMS
 from normkit.backends import NAMES, kernels
 from normkit.conformance.misfits import refused
 from normkit.styles import STYLES
@@ -103,6 +104,13 @@ def test_rms_norms_by_whose_they_are(library, style):
     _same(library, (layer(x), nk.rms_norm(x, layer.weight, eps=1e-5, weight_offset=offset, cast=cast)))
     again = eval(repr(nk.RMSNorm(5, style=style, eps=1e-5)), vars(nk))
     assert (again.cast, again.weight_offset, again.eps) == (cast, offset, 1e-5)
+
+
+def test_styles_are_those_that_conversions_know():
+    for name, (cast, offset) in RMS.items():
+        style = name.removesuffix("RMSNorm").removesuffix("LayerNorm").lower()
+        assert STYLES[style] == (cast, offset), name
+    assert STYLES["onnx"] == ("input", 0) and all(STYLES[s] == ("output", 0) for s in ("torch", "keras", "flax"))
 
 
 REFUSED = {

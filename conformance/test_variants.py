@@ -43,6 +43,7 @@ def _check(library, dtype, case):
     with unchanged(library, given):
         out, found = _taken(library, case, given)
     assert_close(library, first(out), variants.forward(case, values), library.kind(given[case.names[0]]), "forward")
+    assert isinstance(out, tuple) == case.function.endswith("_train")
     reference = variants.vjp(case, values)
     assert found.keys() >= reference.keys()
     for name, gradient in found.items():
@@ -71,6 +72,22 @@ def test_second_order(library, case):
     reference = variants.hessian_product(case, values, directions)
     for name, product in zip(case.output, found.values(), strict=True):
         assert_close(library, product, reference[name], library.kind(given[name]), "second order")
+
+
+def test_virtual_batches_of_an_unknown_number(library):
+    if library.name != "tensorflow":
+        pytest.skip("only tf.function traces unknown sizes")
+    tf, x = library.xp, library.array(np.random.default_rng(7).normal(3, 2, (6, 4, 3)), "float32")
+    for shape in ((None, 4, 3), (None, None, 3)):
+        for jit in (None, True):
+            run = tf.function(
+                lambda x: nk.batch_norm_train(x, axis=-1, virtual_batch_size=2),
+                input_signature=[tf.TensorSpec(shape)], jit_compile=jit,
+            )  # fmt: skip
+            (y, stats), (same, whole) = run(x), nk.batch_norm_train(x, axis=-1, virtual_batch_size=2)
+            assert_close(library, y, library.numpy(same).astype(variants.Real), library.kind(same), "forward")
+            assert_close(library, stats.var, library.numpy(whole.var), library.kind(whole.var), "statistics")
+            assert np.array_equal(library.numpy(stats.count), library.numpy(tf.fill(stats.count.shape, 24.0)))
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
@@ -140,7 +157,7 @@ def test_where_rms_norm_rounds(library, dtype, cast, offset):
     rng = np.random.default_rng(0)
     x, w = (variants.rounded(rng.normal(size=n), dtype) for n in ((64, 96), 96))
     dy = variants.rounded(rng.normal(size=x.shape), dtype)
-    given = [library.array(a, dtype) for a in (x, w, dy)]
+    given = [library.array(a, kind) for a, kind in ((x, dtype), (w, "float32"), (dy, dtype))]
     y, (dx, dweight) = _with_gradients(
         library, nk.rms_norm, given[:2], {"weight_offset": offset, "cast": cast}, given[2]
     )
@@ -150,11 +167,14 @@ def test_where_rms_norm_rounds(library, dtype, cast, offset):
     off = library.numpy(y) != expected
     # Where float32 is within its own rounding of the middle between two narrow numbers.
     assert off.mean() < 1e-3 and (library.numpy(y) != variants.rounded(other, dtype)).mean() > 0.05
-    met = variants.rounded(xhat, dtype) if cast == "input" else xhat
-    kind = library.kind(given[1])
-    assert_close(library, dweight, (dy * met).sum(axis=0).astype(variants.Real), kind, "gradient")
+    met = library.numpy(nk.rms_norm(given[0])) if cast == "input" else xhat
+    kinds = map(library.kind, given)
     reference = oracle.vjp("rms_norm", {"x": x, "weight": w}, dy, {"weight_offset": offset})["x"]
-    assert_close(library, dx, reference, kind, "gradient")
+    assert_close(library, dx, reference, next(kinds), "gradient")
+    assert library.kind(dweight) == next(kinds)
+    # Two programs of a compiler may round an element in the middle to either side: that is one weight of 96.
+    expected = (dy * met).sum(axis=0)
+    assert (np.abs(library.numpy(dweight) - expected) > 8 * 2.0**-23 * np.abs(expected).max()).mean() < 0.05
 
 
 def _with_gradients(library, function, args, options, dy):

@@ -27,6 +27,11 @@ def rescue_if_needed(plain: Plain, rescued: Rescued) -> tuple[Array, ...]:
     return result if bool(right) else rescued()
 
 
+def there_and_back(xp, values: Array, dtype: Any) -> Array:
+    """The values as a narrower dtype has them."""
+    return xp.astype(xp.astype(values, dtype), values.dtype)
+
+
 class Habits(NamedTuple):
     """How the core computes with a library: what it must do, and what it may skip."""
 
@@ -40,6 +45,8 @@ class Habits(NamedTuple):
     longest: int = 0
     #: How to choose between squares of ``d`` and squares of ``d`` times a power of two.
     rescue: Callable[[Plain, Rescued], tuple[Array, ...]] = rescue_always
+    #: How to round to a narrower dtype, where a compiler leaves out a cast there and back (XLA).
+    rounded: Callable[[Any, Array, Any], Array] = there_and_back
 
 
 class Moments(NamedTuple):

@@ -75,7 +75,7 @@ def forward(
             d, factor, used = moments(xp, plan, seen, mask, habits, count)
             if mask is not hidden:
                 d, factor = _centred(x, used), used.rstd
-    y = _rounded(xp, plan, d * factor, operands.x)
+    y = _rounded(xp, plan, d * factor, operands.x, habits)
     if operands.weight is not None:
         y = y * _weight_view(xp, plan, operands.weight, dtype)
     if operands.bias is not None:
@@ -118,7 +118,7 @@ def vjp(
 
     dx = dweight = dbias = dmean = dvar = None
     if operands.weight is not None and needs.weight:
-        dweight = like(summed(dy * _rounded(xp, plan, xhat, operands.x), plan.param_axes), operands.weight)
+        dweight = like(summed(dy * _rounded(xp, plan, xhat, operands.x, habits), plan.param_axes), operands.weight)
     if operands.bias is not None and needs.bias:
         dbias = like(summed(dy, plan.param_axes), operands.bias)
 
@@ -175,7 +175,12 @@ def _centred(x: Array, used: Moments) -> Array:
 
 def _unviewed(xp, plan: Plan, y: Array, x: Array) -> Array:
     y = xp.astype(y, x.dtype, copy=False)
-    return y if plan.view == plan.shape else xp.reshape(y, x.shape)
+    if plan.view == plan.shape:
+        return y
+    axis = plan.split
+    if axis is not None and plan.shape[axis] is None:
+        return xp.reshape(y, (*plan.shape[:axis], -1, *plan.shape[axis + 1 :]))
+    return xp.reshape(y, x.shape)
 
 
 def _mask_view(xp, plan: Plan, mask: Array | None) -> Array | None:
@@ -191,11 +196,11 @@ def _mask_view(xp, plan: Plan, mask: Array | None) -> Array | None:
     return xp.reshape(mask, tuple(shape))
 
 
-def _rounded(xp, plan: Plan, values: Array, x: Array) -> Array:
+def _rounded(xp, plan: Plan, values: Array, x: Array, habits: Habits) -> Array:
     """The values, as x's dtype has them where the plan casts before the weight."""
     if plan.cast == "output" or values.dtype == x.dtype:
         return values
-    return xp.astype(xp.astype(values, x.dtype), values.dtype)
+    return habits.rounded(xp, values, x.dtype)
 
 
 def _param_view(xp, plan: Plan, param: Array, dtype) -> Array:
