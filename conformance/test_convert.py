@@ -411,3 +411,10 @@ def test_an_output_that_cannot_be_written(broken, tmp_path, monkeypatch):
         assert out.read_bytes() == b"old"
         convert_file(tmp_path / "in.npz", out, "keras", framework="torch", defaults=True, overwrite=True)
         assert nk.convert(out, "torch", axis=1).natives["bn"].settings["momentum"] == 0.1
+
+
+@pytest.mark.parametrize("to", FRAMEWORKS)
+def test_eps_is_written_whatever_the_defaults_are(to):
+    result = nk.convert(state(), to, framework="torch", settings={"bn": {**SETTINGS, "eps": 3e-4}}, ndim=4)
+    (native,) = result.natives.values()
+    assert [value for name, value in native.settings.items() if name.startswith("eps")] == [3e-4]
