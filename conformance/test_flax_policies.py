@@ -165,10 +165,13 @@ def test_refusals():
     refused(lambda: _layer(train_affine=1), ValueError, text)
 
 
+@pytest.mark.parametrize("axes", [None, (2,)])
 @pytest.mark.parametrize("shape", [(5, 7), (6, 3), (5, 6, 4, 1)])
 @pytest.mark.parametrize("kind", ["BatchNorm", "LayerNorm", "RMSNorm", "InstanceNorm", "GroupNorm"])
-def test_masks_that_do_not_fit(kind, shape):
-    options = {"num_groups": 2} if kind == "GroupNorm" else {}
+def test_masks_that_do_not_fit(kind, shape, axes):
+    options = {"num_groups": 2, "reduction_axes": axes} if kind == "GroupNorm" else {}
+    if kind == "BatchNorm" and axes:
+        options = {"axis_name": "devices"}
     layer = getattr(nf, kind)(4, rngs=nnx.Rngs(0), **options)
     text = rf"mask must broadcast to x of shape \(5, 6, 4\); received shape \({', '.join(map(str, shape))}\)\."
     refused(lambda: layer(jnp.ones((5, 6, 4)), mask=jnp.ones(shape, bool)), ValueError, text)

@@ -11,7 +11,7 @@ from normkit.backends import NAMES
 from normkit.conformance import cases, inputs, libraries, measure, oracle
 from normkit.conformance.checks import assert_close
 from normkit.conformance.libraries import first
-from normkit.conformance.misfits import refused
+from normkit.conformance.misfits import SUPPORTED, arrays, refused
 
 #: The modes that compile, of all libraries.
 MODES = [m for a in libraries.LIBRARIES.values() for m in a.modes]
@@ -449,6 +449,35 @@ def test_a_policy_that_a_function_cannot_have():
         lambda: nk.batch_norm_train(np.ones((2, 4)), single_value="skip"),
         ValueError, r"single_value must be 'raise' or 'zero'; received 'skip'\.",
     )  # fmt: skip
+
+
+#: Of each layer: how it is made for x of shape (2, 4, 3).
+KINDS = {
+    "BatchNorm": lambda **o: nk.BatchNorm(4, **o),
+    "InstanceNorm": lambda **o: nk.InstanceNorm(4, **o),
+    "GroupNorm": lambda **o: nk.GroupNorm(2, 4, **o),
+    "LayerNorm": lambda **o: nk.LayerNorm(3, **o),
+    "RMSNorm": lambda **o: nk.RMSNorm(3, **o),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_that_do_not_fit(library, kind):
+    layer, a = KINDS[kind](backend=library.name if library.name in NAMES else library.xp), arrays(library)
+    text = r"mask must broadcast to x of shape \(2, 4, 3\); received shape \(2, 4, 2\)\."
+    refused(lambda: layer(a.x, mask=a.wide_flags), ValueError, text)
+    refused(lambda: layer.vjp(a.x, mask=a.wide_flags), ValueError, text)
+    text = r"mask must be a boolean array; received dtype float32\."
+    refused(lambda: layer(a.x, mask=a.x), TypeError, text)
+    text = rf"mask must be {SUPPORTED}; received list\."
+    refused(lambda: layer(a.x, mask=[True]), TypeError, text)
+    text = r"mask and lengths exclude each other; received both\."
+    refused(lambda: layer(a.x, mask=a.flags, lengths=a.lengths), ValueError, text)
+    text = r"lengths must be of dtype int32 or int64; received float32\."
+    refused(lambda: layer(a.x, lengths=a.short), TypeError, text)
+    if library.name in LOOKS:
+        text = r"lengths must be in \[0, [34]\], axis [12] of x; received 5\."
+        refused(lambda: layer(a.x, lengths=library.array(np.array([5, 1]), "int32")), ValueError, text)
 
 
 def test_repr():

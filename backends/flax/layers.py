@@ -136,6 +136,7 @@ class GroupNormForward(Alike):
             return _called(functional.group_norm, mask, x, self.num_groups, scale, bias, **options)
         grouped = x.reshape(*x.shape[:-1], self.num_groups, -1)
         if mask is not None:
+            check.broadcasts(backend_of("x", x), x, mask := _boolean(mask))
             mask = jnp.broadcast_to(mask, x.shape).reshape(grouped.shape)
         wide = _wide(grouped)
         y = _over(self, functional.layer_norm, wide, (*others, last + 1), (), None, None, mask).reshape(x.shape)
@@ -174,6 +175,8 @@ def _across(layer: Any, x: Array, axes: Axes, mask: Array | None, *, center: boo
 
     x = _wide(x)
     mask = _boolean(mask)
+    if mask is not None:
+        check.broadcasts(backend_of("x", x), x, mask)
     count = total(jnp.ones_like(x) if mask is None else jnp.where(mask, jnp.ones_like(x), 0))
     mean = jnp.zeros_like(count)
     if center:
