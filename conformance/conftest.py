@@ -36,6 +36,8 @@ ONLY = {
     "test_recalibrate_functions.py": "jax tensorflow torch",
     "test_recalibrate_tf_keras.py": "jax tensorflow torch",
     "test_replace.py": "torch",
+    "test_resnet_pair.py": f"torch {KERAS}",
+    "test_torch_devices.py": "torch",
     "test_torch_fold.py": "torch",
     "test_torch_layers.py": "torch",
     "test_torch_models.py": "torch",

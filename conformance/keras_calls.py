@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -19,6 +21,18 @@ def array(a: Any) -> np.ndarray:
     """What a tensor or a variable holds, in float64."""
     a = a.value if isinstance(a, keras.Variable) else a
     return (a if isinstance(a, np.ndarray) else keras.ops.convert_to_numpy(a)).astype("f8")
+
+
+@contextlib.contextmanager
+def computing(dtype: str) -> Iterator[None]:
+    """With layers and arrays of that dtype where none is said."""
+    try:
+        keras.config.set_floatx(dtype)
+        keras.config.set_dtype_policy(dtype)
+        yield
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
 
 
 def called(layer: Any, x: np.ndarray, dy: np.ndarray, **options: Any) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -305,6 +305,20 @@ def test_what_would_be_off_is_left_as_it_was():
     near(model(x(2, 9, 9, 4)), y)
 
 
+def test_a_graph_that_is_left_has_the_arguments_that_it_had():
+    inputs = keras.Input((9, 9, 4))
+    y = L.BatchNormalization()(L.Conv2D(5, 3, use_bias=False)(inputs), training=False)
+    model = filled(keras.Model(inputs, y))
+    before = model.get_config()
+
+    def call(model, sample):
+        return model(sample) * len(model.weights)
+
+    with pytest.raises(ValueError, match="fold left Functional as it was"):
+        nk.fold(model, x(2, 9, 9, 4), call=call)
+    assert model.get_config() == before
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_folded_model_is_saved_and_read(tmp_path, replaced):
     """Without normkit and without the norms, also where ``training`` was given."""

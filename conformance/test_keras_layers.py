@@ -11,7 +11,7 @@ import pytest
 
 import normkit.keras as nk
 from normkit.backends.keras.layers import OURS
-from normkit.conformance.keras_calls import BACKEND, array, called, numbers
+from normkit.conformance.keras_calls import BACKEND, array, called, computing, numbers
 from normkit.conformance.tolerances import tolerance, units
 
 # Of Keras's own conversions to NumPy.
@@ -318,3 +318,16 @@ def test_nothing_that_keras_computes_with_is_called(site, monkeypatch):
     ours(numbers(*site.shape), **options)
     with pytest.raises(AssertionError, match="Keras computes"):
         theirs(numbers(*site.shape), **options)
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX has no float64 unless it is asked for")
+@pytest.mark.parametrize("kind", [BN, LN, RMS])
+def test_float64_stays(kind):
+    """Keras itself widens to it on TensorFlow alone."""
+    with computing("float64"):
+        layer, x = getattr(nk, kind)(), numbers(4, 5, 6).astype("f8")
+        y = array(layer(x, training=True) if kind == BN else layer(x))
+    axes = (0, 1) if kind == BN else -1
+    d = x - (0 if kind == RMS else x.mean(axes, keepdims=True))
+    reference = d / np.sqrt((d**2).mean(axes, keepdims=True) + layer.epsilon)
+    assert units(y, reference, "float64") <= tolerance("forward", "float64").units

@@ -36,6 +36,8 @@ for known in (ops.zeros(1), keras.Variable(ops.zeros(1)).value):
 def widened(layer: Any, inputs: Array) -> Array:
     """Inputs in the wider of their dtype and the layer's, which an input that is not autocast may be narrower than."""
     given = keras.backend.standardize_dtype(inputs.dtype)
+    if given == "float64":  # which Keras widens to on TensorFlow alone
+        return inputs
     compute = layer.compute_dtype if keras.backend.is_float_dtype(given) else "float32"
     return ops.cast(inputs, keras.backend.result_type(given, compute))
 

@@ -110,20 +110,20 @@ def written(pair: Pair, weight: Any, bias: Any) -> Callable[[], None]:
     layer = pair.linear
     kernel, old_bias = _kernel(layer), layer.bias
     old = ops.convert_to_numpy(kernel).copy()
+    # What says that there is a bias, with and without one.
+    switch: tuple[str, Any, Any] = "use_bias", True, False
     if isinstance(layer, L.EinsumDense):
         axes = _Einsum(pair)
         lengths = dict(zip(axes.kernel, kernel.shape, strict=True))
         bias = bias if pair.after else bias.reshape([lengths[a] for a in axes.bias_order])
         flat, bias = axes.write(weight.reshape([lengths[a] for a in axes.order]), bias)
-        switch, on, off = "bias_axes", "".join(axes.bias_order), layer.bias_axes
+        switch = "bias_axes", axes.bias_order, layer.bias_axes
+    elif isinstance(layer, _DEPTHWISE):
+        flat = weight[:, :, 0].transpose(2, 0, 1)
+    elif isinstance(layer, _TRANSPOSED):
+        flat = weight[0].transpose(2, 0, 1)
     else:
-        switch, on, off = "use_bias", True, layer.use_bias
-        if isinstance(layer, _DEPTHWISE):
-            flat = weight[:, :, 0].transpose(2, 0, 1)
-        elif isinstance(layer, _TRANSPOSED):
-            flat = weight[0].transpose(2, 0, 1)
-        else:
-            flat = weight.transpose(3, 2, 0, 1)
+        flat = weight.transpose(3, 2, 0, 1)
     with np.errstate(over="ignore"):  # what is not finite is seen by its error
         kernel.assign(flat.reshape(tuple(kernel.shape)))
         if old_bias is not None:
@@ -137,7 +137,7 @@ def written(pair: Pair, weight: Any, bias: Any) -> Callable[[], None]:
                     regularizer=layer.bias_regularizer, constraint=layer.bias_constraint,
                 )  # fmt: skip
             layer.bias = new
-            setattr(layer, switch, on)
+            setattr(layer, *switch[:2])
             layer._tracker.lock()
             new.assign(bias)
 
@@ -148,7 +148,7 @@ def written(pair: Pair, weight: Any, bias: Any) -> Callable[[], None]:
             return
         layer._untrack_variable(layer.bias)
         layer.bias = None
-        setattr(layer, switch, off)
+        setattr(layer, switch[0], switch[2])
 
     return undo
 
