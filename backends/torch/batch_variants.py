@@ -112,8 +112,15 @@ class LpNorm(_Variant):
         self.p, self.centred, self.consistent = p, centred, consistent
 
     def _by_batch(self, input: Tensor) -> tuple[Tensor, BatchStats]:
-        options = {"p": self.p, "centred": self.centred, "consistent": self.consistent}
-        return lp_norms.lp_batch_norm_train(input, self.weight, self.bias, eps=self.eps, **options)
+        return lp_norms.lp_batch_norm_train(
+            input,
+            self.weight,
+            self.bias,
+            p=self.p,
+            eps=self.eps,
+            centred=self.centred,
+            consistent=self.consistent,
+        )
 
     def extra_repr(self) -> str:
         """As torch's, with p."""

@@ -17,7 +17,8 @@ BATCHES = (2, 4, 8, 16, 32, 64)
 
 def batch_sizes(lab: Lab) -> Found:
     """The same number of digits in batches of 2 to 64, the rate in proportion."""
-    numbers, series = {}, {"batches": np.array(BATCHES)}
+    numbers: dict[str, float] = {}
+    series: dict[str, np.ndarray] = {"batches": np.array(BATCHES)}
     for name, kind in (("batch norm", "batch"), ("group norm", "group")):
         net, errors = engine.mlp(kind, sizes=SIZES), []
         for size in BATCHES:

@@ -11,6 +11,7 @@ import numpy as np
 
 from normkit._dispatch import backend_of
 from normkit.conformance.libraries import library
+from normkit.diagnostics import Objective
 from normkit.study import data, norms
 from normkit.study.engine import Net, Params, Pass
 
@@ -35,7 +36,7 @@ class Lab:
         self.library, self.seed, self.dtype, self.quick = library(framework), seed, dtype, quick
         self.framework = framework
         self.xp = backend_of("x", self.array(np.zeros(1))).namespace(self.array(np.zeros(1)))
-        self._steps: dict[tuple, Callable] = {}
+        self._steps: dict[tuple, tuple[Net, Callable]] = {}
 
     def array(self, a: Any) -> Array:
         """An array of the library."""
@@ -74,7 +75,7 @@ class Lab:
             self._steps[key] = net, self.compiled(function)
         return self._steps[key][1]
 
-    def objective(self, net: Net, x: Array, t: Array) -> Callable[[Params], tuple[float, Params]]:
+    def objective(self, net: Net, x: Array, t: Array) -> Objective:
         """Loss and gradients on one batch as a function of the parameters alone."""
         function = self.value_and_grad(net)
 

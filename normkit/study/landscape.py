@@ -21,7 +21,8 @@ PAIR = (("none", None), ("batch norm", "batch"))
 
 def smoothness(lab: Lab) -> Found:
     """The landscape along the gradient every 6 steps, compared at equal loss."""
-    numbers, series = {}, {}
+    numbers: dict[str, float] = {}
+    series: dict[str, np.ndarray] = {}
     medians = {}
     for name, kind in PAIR:
         net, trace = engine.mlp(kind), diagnostics.Trace(every=6)
@@ -104,7 +105,9 @@ def first_steps(lab: Lab) -> Found:
     numbers: dict[str, float] = {}
     series: dict[str, np.ndarray] = {"steps": steps}
     for (name, kind), start in itertools.product(PAIR, ("Glorot", "He")):
-        net, largest, curves = engine.mlp(kind, he=start == "He"), [], []
+        net = engine.mlp(kind, he=start == "He")
+        largest: list[float] = []
+        curves: list[np.ndarray] = []
 
         def watch(k, params, x, t, net=net, largest=largest, curves=curves):
             with np.errstate(all="ignore"):

@@ -42,7 +42,7 @@ class Check:
         offset = "" if self.offset == 0 else f" {'+' if self.offset > 0 else '-'} {abs(self.offset):g}"
         return f"{self.left} {self.relation} {factor}{self.right}{offset}"
 
-    def judge(self, numbers: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    def judge(self, numbers: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
         """The check with its two medians, and whether it holds."""
         left = median(numbers[self.left])
         right = median(numbers[self.right]) if isinstance(self.right, str) else self.right

@@ -23,7 +23,7 @@ from normkit.study.record import REPRODUCED, Experiment, number, verdict
 Step = Callable[[str, int, float], None]
 
 #: Where the experiments are, in the report's order.
-MODULES = ("exact", "convex", "training", "landscape", "shift", "inference", "depth")
+MODULES = ("exact", "convex", "training", "noise", "landscape", "shift", "inference", "depth")
 FRAMEWORKS = ("numpy", "torch", "jax", "tensorflow")
 
 
@@ -132,7 +132,7 @@ def save(out: Path, experiment: Experiment, found: Sequence[tuple], settings: Ma
     checks = [check.judge(numbers) for check in experiment.checks]
     curves = {f"{k}/{key}": np.asarray(a) for k, (_, series) in enumerate(found) for key, a in series.items()}
     with open(out / "records" / ".part", "wb") as file:
-        np.savez_compressed(file, **curves)
+        np.savez_compressed(file, **curves)  # type: ignore[arg-type]
     os.replace(out / "records" / ".part", out / "records" / f"{experiment.name}.npz")
     record = {
         "experiment": experiment.name,

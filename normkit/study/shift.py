@@ -14,7 +14,9 @@ PAIR = (("none", None), ("batch norm", "batch"))
 
 def by_gradients(lab: Lab) -> Found:
     """Definition 2.1 of Santurkar et al. every ten steps: layer by layer, the layers before it updated."""
-    numbers, series, rate = {}, {}, lab.array(0.1)
+    rate = lab.array(0.1)
+    numbers: dict[str, float] = {}
+    series: dict[str, np.ndarray] = {}
     for name, kind in PAIR:
         net, trace = engine.mlp(kind), diagnostics.Trace(every=10)
 

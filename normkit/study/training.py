@@ -1,8 +1,6 @@
-"""Experiments that train: learning rates (E1, E5), noise (E2, E14), initialization (E11), pinned statistics (E17)."""
+"""Experiments that train: learning rates (E1, E5), initialization (E11), pinned statistics (E17)."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -82,78 +80,6 @@ def p_norms(lab: Lab) -> Found:
     return numbers, {"rates": np.array(rates), "inputs": lab.numpy(run.inputs["4.act"])[:, :16], **series}
 
 
-def noise_of(lab: Lab, names: list[str], units: int) -> Callable[[int, int], Mapping[str, tuple]]:
-    """Noise whose distribution is drawn anew each step: scale about 1.1 and shift about 0, other for each unit."""
-
-    def draw(step, batch):
-        rng = lab.rng(2, step)
-        found = {}
-        for name in names:
-            mean, scale = rng.uniform(-0.5, 0.5, units), rng.uniform(1, 1.25, units)
-            found[name] = rng.normal(scale, 0.1, (batch, units)), rng.uniform(mean - 0.1, mean + 0.1, (batch, units))
-        return found
-
-    return draw
-
-
-def noisy(lab: Lab) -> Found:
-    """Batch norm with and without noise behind it, and nets without it, at one learning rate."""
-    numbers, series = {}, {}
-    noise = noise_of(lab, [f"{k}.norm" for k in range(1, 9)], 64)
-    probe = data.digits()
-    for name, kind in (("none", None), ("batch norm", "batch"), ("noisy", "noisy"), ("none with noise", "noise")):
-        net, means, seen = engine.mlp(kind), [], []
-        with_noise = noise if kind in ("noisy", "noise") else None
-
-        def watch(k, params, x, t, net=net, means=means, seen=seen, with_noise=with_noise):
-            if k % 5 < 2 and k >= 20:
-                drawn = (
-                    {} if with_noise is None else {n: tuple(map(lab.array, p)) for n, p in with_noise(k, 512).items()}
-                )
-                run = engine.Pass(lab.xp, noise=drawn)
-                net.forward(run, params, lab.array(probe.x[:512]))
-                inputs = lab.numpy(run.inputs["6.act"])
-                means.append((inputs.mean(0), inputs.std(0)))
-                if k % 50 == 20 or k == 20:
-                    seen.append(inputs[:, 0])
-
-        run = lab.train(net, 0.03, STEPS, noise=with_noise, watch=watch)
-        mean, std = map(np.array, zip(*means, strict=True))
-        # Between a step and the next, in spreads of the unit.
-        moved = np.abs(mean[1::2] - mean[0::2]) / np.maximum(std[0::2], 1e-12)
-        numbers[f"accuracy, {name}"] = lab.accuracy(net, run.params)
-        numbers[f"inputs move by, {name}"] = float(np.median(moved.mean(1)))
-        numbers[f"last loss, {name}"] = float(run.loss[-20:].mean())
-        series[f"{name}/loss"], series[f"{name}/seen"] = run.loss, np.array(seen)
-    return numbers, series
-
-
-def statistics_noise(lab: Lab) -> Found:
-    """Full batches of 128 digits, normalized together or by 8, and otherwise the same."""
-    split = data.digits()
-    rows = lab.rng(14).permutation(len(split.x))[:128]
-    x, t = lab.array(split.x[rows]), lab.array(split.t[rows])
-    rate = lab.array(0.3)
-    numbers, series = {}, {}
-    for name, kind in (("whole batch", "batch"), ("by 8", "ghost 8")):
-        net = engine.mlp(kind, sizes=(64, 128, 128, 10))
-        objective = lab.value_and_grad(net)
-        params, losses, rng = lab.init(net), [], lab.rng(15)
-        for _ in range(200):
-            order = rng.permutation(128)
-            x, t = lab.array(split.x[rows[order]]), lab.array(split.t[rows[order]])
-            loss, grads = objective(params, x, t, {})
-            params = {n: a - rate * grads[n] for n, a in params.items()}
-            losses.append(float(loss))
-        known = lab.statistics(net, params, rows) if kind == "batch" else None
-        whole = engine.mlp("batch", sizes=(64, 128, 128, 10))
-        known = lab.statistics(whole, params, rows)
-        numbers[f"test error, {name}"] = 1 - lab.accuracy(net, params, known)
-        numbers[f"training loss, {name}"] = losses[-1]
-        series[f"{name}/loss"] = np.array(losses)
-    return numbers, series
-
-
 def initialization(lab: Lab) -> Found:
     """Initial weights of five sizes."""
     gains, numbers, series = (0.1, 0.3, 1.0, 3.0, 10.0), {}, {}
@@ -183,16 +109,19 @@ def pinned(lab: Lab) -> Found:
     numbers["rates at which pinned is 5 points worse"] = float(sum(b - p > 0.05 for b, p in both))
     series = {f"{name}/{key}": a for name, s in swept.items() for key, a in s.items()}
     for name in ("batch", "stop_gradient"):
-        net, sizes = engine.mlp(name), []
-        run = lab.train(
-            net, 0.1, STEPS, watch=lambda k, p, x, t, s=sizes: s.append(np.linalg.norm(lab.numpy(p["4.weight"])))
-        )
+        net = engine.mlp(name)
+        sizes: list[float] = []
+
+        def watch(k, params, x, t, sizes=sizes):
+            sizes.append(float(np.linalg.norm(lab.numpy(params["4.weight"]))))
+
+        run = lab.train(net, 0.1, STEPS, watch=watch)
         numbers[f"norm of W grows by, {name}"] = float(sizes[-1] / sizes[0])
         series[f"{name}/loss"], series[f"{name}/size"] = run.loss, np.array(sizes)
     return numbers, {"rates": np.array(rates), **series}
 
 
-_AT = "Eight hidden layers of 64 with ReLU, batches of 128 digits, SGD, 300 steps"
+NET = "Eight hidden layers of 64 with ReLU, batches of 128 digits, SGD, 300 steps"
 
 E1 = Experiment(
     "E1",
@@ -249,42 +178,12 @@ E1 = Experiment(
             own=False,
         ),
     ),
-    f"{_AT}. The best plain rate is chosen by test accuracy, which favours the plain net. At its best rate the plain "
+    f"{NET}. The best plain rate is chosen by test accuracy, which favours the plain net. At its best rate the plain "
     "net is as accurate as batch norm, to a point: the gain is in steps and in rates.",
     learning_rates,
     cost=12,
     frameworks=True,
     figures=("learning_rates",),
-)
-
-E2 = Experiment(
-    "E2",
-    "Noise behind batch norm",
-    "Does batch norm train as well when noise makes its outputs less stable than those of a net without it?",
-    (
-        Check(
-            "close",
-            "with noise at most 3 points below batch norm",
-            "accuracy, noisy",
-            ">=",
-            "accuracy, batch norm",
-            offset=-0.03,
-        ),
-        Check("better", "and better than without batch norm", "accuracy, noisy", ">", "accuracy, none"),
-        Check("moves", "although its activations move more", "inputs move by, noisy", ">", "inputs move by, none"),
-        Check(
-            "kills",
-            "the same noise stops the net without batch norm (below 50 %)",
-            "accuracy, none with noise",
-            "<",
-            0.5,
-        ),
-    ),
-    f"{_AT} at a rate of 0.03, where the net without norm is away from its edge. The noise alone does not stop this "
-    "net, which is shallower than a VGG.",
-    noisy,
-    cost=8,
-    figures=("noise",),
 )
 
 E5 = Experiment(
@@ -330,7 +229,7 @@ E5 = Experiment(
             own=False,
         ),
     ),
-    f"{_AT}; four rates.",
+    f"{NET}; four rates.",
     p_norms,
     cost=10,
     frameworks=True,
@@ -352,30 +251,11 @@ E11 = Experiment(
         Check("half", "to less than half", "spread of accuracy, batch norm", "<", "spread of accuracy, none", 0.5),
         Check("least", "the worst is still accurate to 90 %", "least accuracy, batch norm", ">=", 0.9, own=False),
     ),
-    f"{_AT} at a rate of 0.1. A batch-normalized net computes the same whatever the size, but its effective step is "
+    f"{NET} at a rate of 0.1. A batch-normalized net computes the same whatever the size, but its effective step is "
     "the rate over the squared size: too large a start is as slow as too small a rate.",
     initialization,
     cost=8,
     figures=("initialization",),
-)
-
-E14 = Experiment(
-    "E14",
-    "Noise of batch statistics",
-    "Does the noise in batch statistics lower the test error?",
-    (
-        Check(
-            "error",
-            "statistics of 8 samples give a lower test error than those of 128",
-            "test error, by 8",
-            "<",
-            "test error, whole batch",
-        ),
-    ),
-    "128 digits, two hidden layers of 128, 200 full-batch steps: the gradient is over the same samples, only the "
-    "statistics are of fewer.",
-    statistics_noise,
-    cost=3,
 )
 
 E17 = Experiment(
@@ -429,7 +309,7 @@ E17 = Experiment(
             own=False,
         ),
     ),
-    f"{_AT}. At large rates (1) the pinned net reaches a low loss quickly and does not stay there: its weights grow, "
+    f"{NET}. At large rates (1) the pinned net reaches a low loss quickly and does not stay there: its weights grow, "
     "which makes the steps smaller.",
     pinned,
     cost=8,
