@@ -22,6 +22,7 @@ class Equinox(Framework):
     """``equinox.nn``: a layer, or a model; with batch norm, ``(model, state)``."""
 
     name = "equinox"
+    kinds: ClassVar = KINDS
     counters: ClassVar = ("counter",)
     sizes: ClassVar = ("shape", "channels", "input_size")
     has_files = False
@@ -29,9 +30,7 @@ class Equinox(Framework):
     arrays: ClassVar = {"": {"weight": "weight", "bias": "bias", "mean": "mean", "var": "var"}}
 
     def read(self, native: Native, say: Say) -> Norm:
-        kind, settings = KINDS.get(native.layer), native.settings
-        if kind is None:
-            raise ConversionError(f"equinox has no norm layer {native.layer!r}; it has: {', '.join(KINDS)}.")
+        kind, settings = self.kind(native), native.settings
         counter = native.arrays.get("counter")
         found = self.named(Native(native.layer, settings, {k: v for k, v in native.arrays.items() if k != "counter"}))
         lengths = self.lengths(native, found)
@@ -90,7 +89,7 @@ class Equinox(Framework):
             settings["momentum"] = old_momentum(norm, say, "equinox", "biased")
             settings |= {"input_size": norm.lengths[0], "axis_name": "batch", "mode": "ema"}
             say("eqx-default-mode", "mode='ema'")
-        layer = next(name for name, kind in KINDS.items() if kind == norm.kind)
+        layer = self.class_of(norm)
         return Native(layer, settings, self.stored(layer, norm))
 
     def guess(self, arrays: Mapping[str, Array]) -> str | None:

@@ -31,6 +31,8 @@ class Nnx(Framework):
     """``flax.nnx``."""
 
     name = "nnx"
+    title = "flax"
+    kinds: ClassVar = KINDS
     sizes: ClassVar = ("num_features",)
     eps_name = "epsilon"
     defaults: ClassVar = {
@@ -43,9 +45,7 @@ class Nnx(Framework):
     arrays: ClassVar = {"": {"weight": "scale", "bias": "bias", "mean": "mean", "var": "var"}}
 
     def read(self, native: Native, say: Say) -> Norm:
-        kind = KINDS.get(native.layer)
-        if kind is None:
-            raise ConversionError(f"flax has no norm layer {native.layer!r}; it has: {', '.join(KINDS)}.")
+        kind = self.kind(native)
         found, settings = self.named(native), native.settings
         lengths = self.lengths(native, found)
         common: dict[str, Any] = {"lengths": lengths, "eps": self.setting(native, "epsilon")}
@@ -80,7 +80,7 @@ class Nnx(Framework):
             say("freeze-semantics", "flax has no such switch: leave it out of what is trained")
         if norm.kind == "rms_norm" and norm.bias is not None:
             raise ConversionError("flax's RMSNorm has no bias.")
-        layer = next(name for name, kind in KINDS.items() if kind == norm.kind)
+        layer = self.class_of(norm)
         settings: dict[str, Any] = {"epsilon": norm.eps, "use_scale": norm.weight is not None}
         if norm.kind != "rms_norm":
             settings["use_bias"] = norm.bias is not None

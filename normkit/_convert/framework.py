@@ -33,12 +33,16 @@ class Framework:
     """One framework. ``read`` and ``write`` are pure; the rest finds layers and arrays, makes and fills them."""
 
     name = ""
+    #: What it is called in messages, where that is not its name.
+    title = ""
     #: What stands between the parts of an array's name in a file.
     separator = "."
     #: Defaults of the framework's arguments, by class.
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     #: Our names of the arrays and the framework's, by class; "" for all the others.
     arrays: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    #: The kind of norm that each class is, where that is one each.
+    kinds: ClassVar[Mapping[str, str]] = {}
     #: Arguments that say the lengths of the axes.
     sizes: ClassVar[tuple[str, ...]] = ()
     #: Counts of batches, which are written if a source has them.
@@ -97,6 +101,18 @@ class Framework:
     def guess(self, arrays: Mapping[str, Array]) -> str | None:
         """The class of a layer that only its arrays are known of: batch norm by its statistics, nothing else."""
         raise NotImplementedError
+
+    def kind(self, native: Native) -> str:
+        """The kind of norm that a layer is."""
+        if native.layer not in self.kinds:
+            raise ConversionError(
+                f"{self.title or self.name} has no norm layer {native.layer!r}; it has: {', '.join(self.kinds)}."
+            )
+        return self.kinds[native.layer]
+
+    def class_of(self, norm: Norm) -> str:
+        """The class of this kind of norm."""
+        return next(name for name, kind in self.kinds.items() if kind == norm.kind)
 
     def setting(self, native: Native, name: str) -> Any:
         """An argument of a layer, which must be known."""

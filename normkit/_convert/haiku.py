@@ -24,6 +24,7 @@ class Haiku(Framework):
     """``haiku``: ``(params, state)``. A new layer is ``(transformed, params, state)``."""
 
     name = "haiku"
+    kinds: ClassVar = KINDS
     separator = "/"
     momentum_name = "decay_rate"
     defaults: ClassVar = {
@@ -38,9 +39,7 @@ class Haiku(Framework):
     }
 
     def read(self, native: Native, say: Say) -> Norm:
-        kind, settings = KINDS.get(native.layer), native.settings
-        if kind is None:
-            raise ConversionError(f"haiku has no norm layer {native.layer!r}; it has: {', '.join(KINDS)}.")
+        kind, settings = self.kind(native), native.settings
         counters = [int(v) for k, v in native.arrays.items() if k.endswith(COUNTER)]
         kept = {k: v for k, v in native.arrays.items() if not k.endswith((HIDDEN, COUNTER))}
         found = self.named(Native(native.layer, settings, kept))
@@ -85,7 +84,7 @@ class Haiku(Framework):
             say("freeze-semantics", "haiku has no such switch: leave it out of what is trained")
         if norm.kind == "rms_norm" and norm.bias is not None:
             raise ConversionError("haiku's RMSNorm has no bias.")
-        layer = next(name for name, kind in KINDS.items() if kind == norm.kind)
+        layer = self.class_of(norm)
         settings: dict[str, Any] = {"eps": norm.eps, "create_scale": norm.weight is not None}
         if norm.kind != "rms_norm":
             settings["create_offset"] = norm.bias is not None

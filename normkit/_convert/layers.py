@@ -24,6 +24,7 @@ class Normkit(Framework):
     """``normkit.BatchNorm`` and the others, on NumPy."""
 
     name = "normkit"
+    kinds: ClassVar = CLASSES
     counters: ClassVar = ("num_batches_tracked",)
     sizes: ClassVar = ("normalized_shape", "num_channels", "num_features")
     defaults: ClassVar = {
@@ -39,9 +40,7 @@ class Normkit(Framework):
     }  # fmt: skip
 
     def read(self, native: Native, say: Say) -> Norm:
-        kind = CLASSES.get(native.layer)
-        if kind is None:
-            raise ConversionError(f"normkit has no layer {native.layer!r}; it has: {', '.join(CLASSES)}.")
+        kind = self.kind(native)
         found, settings = self.named(native), native.settings
         count = found.pop("num_batches", None)
         lengths = self.lengths(native, found)
@@ -64,7 +63,7 @@ class Normkit(Framework):
         if norm.bias is not None and norm.weight is None:
             say("affine-pair", "weight is ones")
             norm = norm.but(weight=ones(norm) - ones(norm).dtype.type(norm.weight_offset))
-        layer = next(name for name, kind in CLASSES.items() if kind == norm.kind)
+        layer = self.class_of(norm)
         one = norm.axis[0] if len(norm.axis) == 1 else norm.axis
         settings: dict[str, Any] = {"eps": norm.eps, "affine": norm.weight is not None, "axis": one}
         if norm.weight is not None and (norm.bias is None) != (norm.kind == "rms_norm"):
