@@ -38,6 +38,7 @@ ONLY = {
     "test_replace.py": "torch",
     "test_resnet_pair.py": f"torch {KERAS}",
     "test_torch_devices.py": "torch",
+    "test_rms_styles.py": "torch",
     "test_torch_fold.py": "torch",
     "test_torch_layers.py": "torch",
     "test_torch_models.py": "torch",
