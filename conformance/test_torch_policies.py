@@ -114,6 +114,9 @@ def test_frozen_as_everybody_says_it():
     assert layer.weight.requires_grad and layer.num_batches_tracked == 1 and repr(layer) == repr(native)
     layer.requires_grad_(False)
     assert not layer.train_affine
+    layer.nonfinite, layer.track_running_stats, before = "skip", False, _statistics(layer)
+    layer(x)
+    assert _same(_statistics(layer), before)
 
 
 @pytest.mark.parametrize("name", ["BatchNorm1d", "InstanceNorm1d"])
