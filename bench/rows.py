@@ -289,5 +289,5 @@ def call(engine: Engine, workload: Workload) -> Thunk:
     """A call up to where the backend would compute."""
     case = workload.case(engine.library)
     args, options = case.arguments(engine.arrays(case, "float32"))
-    binder = functional._BINDERS[getattr(nk, case.layer)]
+    binder = functional.BINDERS[getattr(nk, case.layer)]
     return lambda: binder(*args, **options)

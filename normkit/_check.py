@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import math
 import multiprocessing
@@ -165,7 +166,8 @@ def run(
     # The last libraries take the longest.
     with _one_thread(), ThreadPoolExecutor(min(_cores(), len(parts))) as pool:
         outcomes = dict(zip(reversed(parts), pool.map(finished, reversed(parts)), strict=True))
-    report = Report(quick, missing={} if names else {name: _why_missing(name) for name in absent})
+    missing = {} if names else {name: _why_missing(name) for name in absent}
+    report = Report(quick, missing=missing, machine=machine.describe(()))
     for part in parts:
         outcome = outcomes[part]
         report.measurements += outcome.measurements
@@ -182,7 +184,7 @@ def run(
 def _add_speed(report: Report, names: Sequence[str], step: Step) -> None:
     report.speed = []
     for name in names:
-        outcome = _apart(_time, (name,), lambda label, share, name=name: step(f"{name}, speed", label, share))
+        outcome = _apart(_time, (name,), functools.partial(step, f"{name}, speed"))
         report.speed += outcome.speed
         if error := outcome.error or next((row.error for row in outcome.speed if row.error), ""):
             report.broken[f"{name}, speed"] = error

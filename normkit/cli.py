@@ -86,7 +86,8 @@ def check(
         with _refusals():
             if names or quick or html or no_speed or path:
                 raise ValueError("--compare measures nothing: beside it there may be --factor and --color.")
-            found = _compare.compare(*map(_compare.loaded, compare), factor or _compare.FACTOR)
+            old, new = (_compare.loaded(name) for name in compare)
+            found = _compare.compare(old, new, factor or _compare.FACTOR)
         _table.show_changes(console(color), found)
         return 1 if found.lost else 0
     with _refusals():

@@ -1,5 +1,6 @@
 """The command `normkit`: exit status, table, JSON, and what it says of a wrong call."""
 
+import html
 import json
 
 import pytest
@@ -122,9 +123,11 @@ def test_the_table_shows_which_path_served(quick, tmp_path):
 )
 def test_a_broken_backend_is_exit_status_1(code, message, tmp_path):
     site = sitecustomize(tmp_path, code)
-    done = normkit_command("check", "--quick", "--backend", "numpy", "--json", "o.json", cwd=tmp_path, site=site)
+    args = "--quick", "--backend", "numpy", "--json", "o.json", "--html", "o.html", "--no-speed"
+    done = normkit_command("check", *args, cwd=tmp_path, site=site)
     assert done.returncode == 1, done.stderr
     assert message in done.stdout
+    assert html.escape(message.removeprefix("out of ")) in (tmp_path / "o.html").read_text("utf-8")
     assert "✗ normkit" in done.stdout.splitlines()[-1]
     assert json.loads((tmp_path / "o.json").read_text("utf-8"))["passed"] is False
 

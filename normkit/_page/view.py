@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from normkit import _table
-from normkit._check import Report, Row, known_difference, native_limit
+from normkit._check import REAL, Report, Row, known_difference, native_limit
 from normkit._page import plots
 from normkit._table import LABELS, NATIVES, TITLES, UNITS
 from normkit.bench import brief, cells
@@ -21,7 +21,6 @@ from normkit.conformance.inputs import stats_dtype
 from normkit.conformance.tolerances import UNIT, tolerance
 
 QUANTITIES = {"forward": "Forward", "gradient": "Gradients", "running": "Running statistics"}
-REAL = "Forward, on real input: photographs, digits, tabular columns"
 #: What shades mean, from the first to the last.
 SHADES = (
     "within tolerance",
@@ -60,9 +59,10 @@ def of(report: Report) -> dict[str, Any]:
         "tiles": _tiles(report, rows),
         "shades": SHADES,
         "columns": _columns(rows),
-        "heat": _heats(rows),
+        "heat": _heats(rows, dict.fromkeys(m.input for m in report.measurements if m.input in REAL)),
         "ladder": plots.ladder(report.ladder, LABELS),
         "lines": _lines(report),
+        "steps": _steps(report.ladder),
         "agreement": _agreement(report.agreement),
         "speed": report.speed and _speed(report.speed),
         "divergences": _divergences(report),
@@ -108,12 +108,13 @@ def native_title(name: str) -> str:
     return {"textbook": "textbook"}.get(name, NATIVES.get(name, name))
 
 
-def _heats(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _heats(rows: Sequence[Row], real: Iterable[str]) -> list[dict[str, Any]]:
     """The tables of errors: of each quantity, and forward on real input alone."""
     there = [quantity for quantity in QUANTITIES if any(r.quantity == quantity for r in rows)]
-    tables = [_heat(rows, quantity) for quantity in there]
-    if "forward" in there:
-        tables.insert(1, _heat(rows, "forward", real=True))
+    tables = [_heat(rows, quantity) | {"id": quantity, "title": QUANTITIES[quantity]} for quantity in there]
+    if "forward" in there and real:
+        title = f"Forward, on real input: {', '.join(real)}"
+        tables.insert(1, _heat(rows, "forward", real=True) | {"id": "real", "title": title})
     return tables
 
 
@@ -133,7 +134,7 @@ def _heat(rows: Sequence[Row], quantity: str, real: bool = False) -> dict[str, A
         limits = sorted({r.tolerance for r in found.values() if r.dtype == dtype})
         native = tolerance("native", kind).units
         groups.append({"dtype": dtype, "unit": UNITS[kind], "limits": limits, "native": native, "lines": lines})
-    return {"id": "real" if real else quantity, "title": REAL if real else QUANTITIES[quantity], "groups": groups}
+    return {"groups": groups}
 
 
 def _heat_cells(
@@ -193,6 +194,27 @@ def _lines(report: Report) -> list[tuple[str, str, str]]:
     return [(role, plots.MARKERS[role][1], words) for role, words in drawn.items()]
 
 
+def _steps(rungs: Sequence[across.Rung]) -> dict[str, Any]:
+    """The ladder as a table: a line for normkit in each library, and for each native layer."""
+    offsets = sorted({r.offset for r in rungs})
+    lines: dict[tuple[str, str, bool], dict[float, Cell]] = {}
+    limit, native_limit = (tolerance(quantity, across.DTYPE).units for quantity in ("forward", "native"))
+    for r in rungs:
+        own = lines.setdefault((r.layer, f"normkit, {TITLES[r.library]}", True), {})
+        own[r.offset] = figure(r.error, _own(r.error, limit))
+        if not math.isnan(r.native_error):
+            native = lines.setdefault((r.layer, native_title(r.native), False), {})
+            native[r.offset] = figure(r.native_error, shade(r.native_error, native_limit, across.DTYPE))
+    ordered = sorted(lines, key=lambda key: (LAYERS.index(key[0]), not key[2]))
+    return {
+        "offsets": [f"{offset:.3g}".replace("e+0", "e") for offset in offsets],
+        "lines": [
+            (LABELS.get(layer, layer), of, own, [lines[layer, of, own].get(o, Cell("", None)) for o in offsets])
+            for layer, of, own in ordered
+        ],
+    }
+
+
 def _agreement(pairs: Sequence[across.Pair]) -> list[dict[str, Any]]:
     """A matrix of normkit in each two libraries, one of each two native layers; and the largest on each input."""
     limit = tolerance("cross", across.DTYPE).units
@@ -202,7 +224,7 @@ def _agreement(pairs: Sequence[across.Pair]) -> list[dict[str, Any]]:
         worst = across.worst(mine)
         owners = list(dict.fromkeys(owner for key in worst for owner in key))
         table = [(_owner(a), [_pair(worst.get((a, b)) or worst.get((b, a)), limit) for b in owners]) for a in owners]
-        inputs = {}
+        inputs: dict[str, across.Pair] = {}
         for pair in mine:
             top = inputs.setdefault(pair.input, pair)
             inputs[pair.input] = max(top, pair, key=lambda p: p.distance)
@@ -239,7 +261,8 @@ def _speed(rows: Sequence[Any]) -> dict[str, Any]:
     def seconds(time: Any) -> Cell:
         return Cell(cells.time(time), time and time.median)
 
-    found, groups = [], {}
+    found = []
+    groups: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         title = native_title(row.native)
         if row.speedup:
