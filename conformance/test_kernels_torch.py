@@ -21,12 +21,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 #: The layer, the shape of x, the shape of a parameter, and the operator's numbers.
 ROWS = [
-    ("layer_norm", (4, 5, 6), (5, 6), ([1, 2], 1, 1e-5, 0.0)),
-    ("rms_norm", (4, 6, 5), (6,), ([1], 1, 1e-6, 1.0)),
-    ("group_norm", (3, 8, 2, 5), (8,), ([1], 4, 1e-5, 0.0)),
-    ("instance_norm", (3, 5, 6), (6,), ([2], 1, 1e-5, 0.0)),
-    ("batch_norm", (4, 6, 3, 2), (6,), ([1], 1, 1e-5, 0.0)),
-    ("batch_norm_train", (4, 6, 3, 2), (6,), ([1], 1, 1e-5, 0.0)),
+    ("layer_norm", (4, 5, 6), (5, 6), (0b110, 1, 1e-5, 0.0)),
+    ("rms_norm", (4, 6, 5), (6,), (0b10, 1, 1e-6, 1.0)),
+    ("group_norm", (3, 8, 2, 5), (8,), (0b10, 4, 1e-5, 0.0)),
+    ("instance_norm", (3, 5, 6), (6,), (0b100, 1, 1e-5, 0.0)),
+    ("batch_norm", (4, 6, 3, 2), (6,), (0b10, 1, 1e-5, 0.0)),
+    ("batch_norm_train", (4, 6, 3, 2), (6,), (0b10, 1, 1e-5, 0.0)),
 ]
 
 
@@ -60,12 +60,59 @@ def test_opcheck(layer, shape, param, numbers, memory):
     arrays = _arrays(layer, shape, param)
     if memory == "strided":
         arrays = [a.mT.contiguous().mT if a.ndim > 1 else a.repeat_interleave(2)[::2] for a in arrays]
-    operands = _five(arrays)
-    stats = torch.ops.normkit.forward(*operands, layer, *numbers)[1]
-    needs = [a is not None for a in operands]
-    torch.library.opcheck(torch.ops.normkit.backward, (*operands, stats, arrays[0], layer, *numbers, needs))
+    operands, call = _five(arrays), (ops.LAYERS.index(layer), *numbers)
+    torch.library.opcheck(torch.ops.normkit.forward, (*operands, *call))
+    stats = torch.ops.normkit.forward(*operands, *call)[1]
+    needs = sum((a is not None) << i for i, a in enumerate(operands))
+    torch.library.opcheck(torch.ops.normkit.backward, (*operands, stats, arrays[0], *call, needs))
     operands = _five([a.requires_grad_() for a in arrays])
-    torch.library.opcheck(torch.ops.normkit.forward, (*operands, layer, *numbers))
+    torch.library.opcheck(torch.ops.normkit.normalize, (*operands, *call))
+
+
+def test_graphs_call_the_kernels_without_python():
+    assert ops.native == (tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13))
+
+
+#: The layer, the shape of x, its axes as bits, groups, and the shape of a parameter.
+PLAIN = [
+    ("layer_norm", (4, 5, 6), 0b110, 1, (5, 6)),
+    ("layer_norm", (37,), 0b1, 1, (37,)),
+    ("rms_norm", (3, 1, 70), 0b100, 1, (70,)),
+    ("group_norm", (3, 8, 2, 5), 0b10, 4, (8,)),
+    ("group_norm", (2, 6), 0b10, 2, (6,)),
+    ("instance_norm", (3, 5, 6, 2), 0b10, 1, (5,)),
+    ("batch_norm", (4, 6, 3, 2), 0b10, 1, (6,)),
+    ("batch_norm", (4, 3, 6), 0b100, 1, (6,)),
+    ("batch_norm_train", (4, 6, 3, 2, 2), 0b10, 1, (6,)),
+    ("batch_norm_train", (5, 7), 0b10, 1, (7,)),
+    ("batch_norm_train", (6, 4, 3), 0b1, 1, (6,)),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(("layer", "shape", "axes", "groups", "param"), PLAIN)
+def test_without_python_it_is_the_same(layer, shape, axes, groups, param, last, dtype):
+    """What the extension finds in numbers is what the routes say of a plan, bit for bit; and it is served."""
+    if not ops.native:
+        pytest.skip("this PyTorch lets no extension in")
+    arrays = _arrays(layer, shape, param, dtype)
+    if last and len(shape) > 3:
+        arrays[0] = arrays[0].to(memory_format=torch.channels_last if len(shape) == 4 else torch.channels_last_3d)
+    call = (ops.LAYERS.index(layer), axes, groups, 1e-5, 1.0 if layer == "rms_norm" else 0.0)
+    wide = [a.float() if i % 2 else a for i, a in enumerate(arrays)]
+    for operands in (_five(arrays), _five([wide[0], None, *wide[2:]]) if layer != "rms_norm" else _five(wide[:2])):
+        y, stats = torch.ops.normkit.forward(*operands, *call)
+        wanted = torch.ops.normkit.forward_of_any(*operands, *call)
+        dy, needs = torch.randn_like(y), sum((a is not None) << i for i, a in enumerate(operands))
+        found = torch.ops.normkit.backward(*operands, stats, dy, *call, needs)
+        for mine, theirs in zip(
+            (y, stats, *found),
+            (*wanted, *torch.ops.normkit.backward_of_any(*operands, stats, dy, *call, needs)),
+            strict=True,
+        ):
+            assert mine.dtype == theirs.dtype and mine.shape == theirs.shape and mine.stride() == theirs.stride()
+            assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize(("layer", "shape", "param", "numbers"), ROWS)
@@ -73,7 +120,7 @@ def test_the_operator_s_gradients(layer, shape, param, numbers):
     arrays = _arrays(layer, shape, param, torch.float64, recorded=True)
 
     def call(*given):
-        return torch.ops.normkit.forward(*_five(given), layer, *numbers)[0]
+        return torch.ops.normkit.normalize(*_five(given), ops.LAYERS.index(layer), *numbers)[0]
 
     assert torch.autograd.gradcheck(call, arrays)
     assert torch.autograd.gradgradcheck(call, arrays)

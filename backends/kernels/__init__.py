@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from normkit.backends.kernels.libraries import library_of
@@ -272,6 +273,11 @@ def xla_handler() -> Any:
     return _kernels.xla_handler()
 
 
+def torch_operators(library: Path) -> bool:
+    """Implement the operators of backends/torch/ops.py for this libtorch without Python; false where it is too old."""
+    return _kernels is not None and _kernels.torch_operators(str(library))
+
+
 def info() -> dict[str, Any]:
     """What is in use: the mode, and where the kernels are built the instruction set, threads and page size."""
     if _kernels is None:
@@ -298,6 +304,7 @@ __all__ = [
     "off",
     "refusal",
     "served",
+    "torch_operators",
     "vjp",
     "xla_handler",
 ]

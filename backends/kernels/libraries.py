@@ -163,14 +163,16 @@ class TorchArrays:
 
     def statistics(self, x: Array, rows: int, shape: tuple[int, ...]) -> Array:
         """Room for the packed statistics, in the accumulation dtype."""
-        return self.room(x, (rows, *shape))()
+        return x.new_empty((rows, *shape), dtype=self._accumulated(x))
 
     def room(self, x: Array, shape: tuple[int, ...]):
         """What makes tensors of this shape in the accumulation dtype of x."""
-        torch = self.torch
-        one = x.new_empty((1,) * len(shape), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+        one = x.new_empty((1,) * len(shape), dtype=self._accumulated(x))
         # Twice as fast as to name shape and dtype; one element stands for all of them.
-        return functools.partial(torch.empty_like, one.expand(shape))
+        return functools.partial(self.torch.empty_like, one.expand(shape))
+
+    def _accumulated(self, x: Array):
+        return self.torch.float64 if x.dtype == self.torch.float64 else self.torch.float32
 
     def exported(self, arrays):
         """The arrays as the extension takes them."""

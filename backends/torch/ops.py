@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import array_api_compat.torch as xp
 import torch
@@ -16,21 +17,26 @@ from normkit.core.moments import Habits
 from normkit.core.normalize import BatchStats, Gradients, Operands, forward, vjp
 from normkit.core.plan import Plan, Shape
 
-_CALL = "str layer, int[] axes, int groups, float eps, float weight_offset"
+_CALL = "int layer, int axes, int groups, float eps, float weight_offset"
 _PARAMETERS = "Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var"
 
 #: Safe in any layout; of branch-free operations.
 _HABITS = Habits(wide=True, staged=True)
 
-#: From so many elements a graph has the operator: to call it costs what Inductor's own loops take for 50 thousand
-#: (forward) or 120 thousand (with the gradient), and more where no moments are computed. Measured.
-SMALLEST = 1 << 16
+#: From so many elements a graph has the operator: to call it costs what Inductor's own loops take for 6 thousand, and
+#: where no moments are computed those loops are one, and join their neighbours. Measured.
+SMALLEST = 1 << 13
 SMALLEST_GIVEN = 1 << 20
 
 _library = torch.library.Library("normkit", "DEF")
-_library.define(f"forward(Tensor x, {_PARAMETERS}, {_CALL}) -> (Tensor y, Tensor stats)")
 _library.define("kept(Tensor x) -> Tensor")
-_library.define(f"backward(Tensor x, {_PARAMETERS}, Tensor stats, Tensor dy, {_CALL}, bool[] needs) -> Tensor[]")
+# What a user calls, differentiable; and what becomes of it in a graph. The latter run without Python where PyTorch lets
+# an extension in, and hand what is not plain memory to the last two.
+_library.define(f"normalize(Tensor x, {_PARAMETERS}, {_CALL}) -> (Tensor y, Tensor stats)")
+for _name in ("forward", "forward_of_any"):
+    _library.define(f"{_name}(Tensor x, {_PARAMETERS}, {_CALL}) -> (Tensor y, Tensor stats)")
+for _name in ("backward", "backward_of_any"):
+    _library.define(f"{_name}(Tensor x, {_PARAMETERS}, Tensor stats, Tensor dy, {_CALL}, int needs) -> Tensor[]")
 
 
 def serves(plan: Plan, operands: Operands) -> bool:
@@ -51,7 +57,7 @@ def serves(plan: Plan, operands: Operands) -> bool:
 
 def apply(plan: Plan, operands: Operands) -> tuple[torch.Tensor, BatchStats | None]:
     """Normalize by the operator."""
-    y, stats = torch.ops.normkit.forward(*operands[:5], *_call(plan))
+    y, stats = torch.ops.normkit.normalize(*operands[:5], *_call(plan))
     if plan.layer != "batch_norm_train":
         return y, None
     mean, var = ((a.reshape(plan.stats_shape)).detach() for a in (stats[0] + stats[1], stats[2]))
@@ -69,11 +75,16 @@ def kept(x: torch.Tensor) -> torch.Tensor:
 class Call(NamedTuple):
     """A plan in numbers, without the shape: the operators' last arguments."""
 
-    layer: str
-    axes: list[int]
+    #: An index of :data:`LAYERS`, and a bit for each of the axes.
+    layer: int
+    axes: int
     groups: int
     eps: float
     weight_offset: float
+
+
+#: As in src/operators.cpp.
+LAYERS = ("layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm", "batch_norm_train")
 
 
 def _call(plan: Plan) -> Call:
@@ -81,30 +92,23 @@ def _call(plan: Plan) -> Call:
     (axis, *_) = axes = plan.features
     groups = plan.view[axis] if plan.layer == "group_norm" else 1
     assert groups is not None
-    return Call(plan.layer, list(axes), groups, plan.eps, plan.weight_offset)
+    return Call(LAYERS.index(plan.layer), sum(1 << a for a in axes), groups, plan.eps, plan.weight_offset)
 
 
-def _plan(shape: Shape, call: Call) -> Plan:
-    layer, axes, groups, eps, weight_offset = call
-    if layer == "layer_norm":
-        return plans.layer_plan(shape, tuple(axes), eps)
-    if layer == "rms_norm":
-        return plans.rms_plan(shape, tuple(axes), eps, weight_offset)
-    if layer == "group_norm":
+def _plan(shape: Shape, layer: int, bits: int, groups: int, eps: float, weight_offset: float) -> Plan:
+    name, axes = LAYERS[layer], tuple(a for a in range(len(shape)) if bits >> a & 1)
+    if name == "layer_norm":
+        return plans.layer_plan(shape, axes, eps)
+    if name == "rms_norm":
+        return plans.rms_plan(shape, axes, eps, weight_offset)
+    if name == "group_norm":
         return plans.group_plan(shape, groups, axes[0], eps)
-    if layer == "instance_norm":
+    if name == "instance_norm":
         return plans.instance_plan(shape, axes[0], eps)
-    return plans.batch_plan(shape, axes[0], eps, given=layer == "batch_norm")
+    return plans.batch_plan(shape, axes[0], eps, given=name == "batch_norm")
 
 
-@functools.lru_cache(maxsize=4096)
-def _kept_plan(shape: Shape, layer: str, axes: tuple[int, ...], *rest: Any) -> Plan:
-    return _plan(shape, Call(layer, list(axes), *rest))
-
-
-def _known(x: torch.Tensor, call: tuple[Any, ...]) -> Plan:
-    layer, axes, *rest = call
-    return _kept_plan(tuple(x.shape), layer, tuple(axes), *rest)
+_kept_plan = functools.lru_cache(maxsize=4096)(_plan)
 
 
 def _room(x: torch.Tensor, plan: Plan) -> torch.Tensor:
@@ -120,33 +124,33 @@ torch.library.impl(_library, "kept", "CompositeExplicitAutograd")(torch.clone)
 torch.library.register_fake("normkit::kept", lib=_library)(torch.empty_like)
 
 
-@torch.library.impl(_library, "forward", "CPU")
 def _forward(x, weight, bias, mean, var, *call):
-    plan, operands = _known(x, call), Operands(x, weight, bias, mean, var)
+    plan, operands = _kept_plan(tuple(x.shape), *call), Operands(x, weight, bias, mean, var)
     if plan.empty:
         return torch.empty_like(x), _room(x, plan).zero_()
     y, stats = kernels.forward(plan, operands)
     return y, _room(x, plan) if stats is None else stats
 
 
-@torch.library.impl(_library, "backward", "CPU")
+def _needed(bits: int) -> list[bool]:
+    return [bool(bits >> i & 1) for i in range(5)]
+
+
 def _backward(x, weight, bias, mean, var, stats, dy, *call_and_needs):
-    *call, needs = call_and_needs
-    plan, operands = _known(x, tuple(call)), Operands(x, weight, bias, mean, var)
+    *call, bits = call_and_needs
+    plan, operands, needs = _kept_plan(tuple(x.shape), *call), Operands(x, weight, bias, mean, var), _needed(bits)
     if plan.empty:
         return [torch.zeros_like(a) for a, needed in zip(operands, needs, strict=False) if needed]
     found = kernels.vjp(plan, operands, stats if mean is None else None, dy, Gradients(*needs))
     return [g for g in found if g is not None]
 
 
-@torch.library.register_fake("normkit::forward", lib=_library)
 def _forward_fake(x, weight, bias, mean, var, *call):
-    return torch.empty_like(x), _room(x, _plan(tuple(x.shape), Call(*call)))
+    return torch.empty_like(x), _room(x, _plan(tuple(x.shape), *call))
 
 
-@torch.library.register_fake("normkit::backward", lib=_library)
 def _backward_fake(x, weight, bias, mean, var, stats, dy, *call_and_needs):
-    of_x, *of_parameters = call_and_needs[-1]
+    of_x, *of_parameters = _needed(call_and_needs[-1])
     found = [torch.empty_like(x)] if of_x else []
     for a, needed in zip((weight, bias, mean, var), of_parameters, strict=True):
         if needed:
@@ -154,27 +158,46 @@ def _backward_fake(x, weight, bias, mean, var, stats, dy, *call_and_needs):
     return found
 
 
-def _save(ctx, inputs, output):
-    ctx.call = Call(*inputs[5:])
-    ctx.save_for_backward(*inputs[:5], output[1])
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
+class _Normalize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *arguments):
+        y, stats = torch.ops.normkit.forward(*arguments)
+        ctx.call = Call(*arguments[5:])
+        ctx.save_for_backward(*arguments[:5], stats)
+        ctx.mark_non_differentiable(stats)
+        ctx.set_materialize_grads(False)
+        return y, stats
+
+    @staticmethod
+    def backward(ctx, dy, _):
+        if dy is None:
+            return (None,) * 10
+        *arrays, stats = ctx.saved_tensors
+        needs = list(ctx.needs_input_grad[:5])
+        if torch.is_grad_enabled():
+            # A gradient of this gradient is wanted: the moments are part of what is differentiated.
+            plan, operands = _plan(tuple(arrays[0].shape), *ctx.call), Operands(*arrays)
+            used = forward(xp, plan, operands, _HABITS)[1]
+            found = list(vjp(xp, plan, operands, used, dy, _HABITS, needs=Gradients(*needs)))
+        else:
+            bits = sum(needed << i for i, needed in enumerate(needs))
+            given = iter(torch.ops.normkit.backward(*arrays, stats, dy, *ctx.call, bits))
+            found = [next(given) if needed else None for needed in needs]
+        return (*found, *(None,) * 5)
 
 
-def _gradient(ctx, dy, _):
-    if dy is None:
-        return (None,) * 10
-    *arrays, stats = ctx.saved_tensors
-    needs = list(ctx.needs_input_grad[:5])
-    if torch.is_grad_enabled():
-        # A gradient of this gradient is wanted: the moments are part of what is differentiated.
-        plan, operands = _plan(tuple(arrays[0].shape), ctx.call), Operands(*arrays)
-        used = forward(xp, plan, operands, _HABITS)[1]
-        found = list(vjp(xp, plan, operands, used, dy, _HABITS, needs=Gradients(*needs)))
-    else:
-        given = iter(torch.ops.normkit.backward(*arrays, stats, dy, *ctx.call, needs))
-        found = [next(given) if needed else None for needed in needs]
-    return (*found, *(None,) * 5)
+def _normalize(*arguments):
+    return _Normalize.apply(*arguments)
 
 
-torch.library.register_autograd("normkit::forward", _gradient, setup_context=_save, lib=_library)
+_library.impl("normalize", _normalize, "CompositeImplicitAutograd")
+#: Whether graphs call the kernels without Python.
+native = kernels.torch_operators(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")
+for _names, _run, _fake in (
+    (("forward", "forward_of_any"), _forward, _forward_fake),
+    (("backward", "backward_of_any"), _backward, _backward_fake),
+):
+    for _name in _names:
+        torch.library.register_fake(f"normkit::{_name}", _fake, lib=_library)
+        if _name.endswith("_of_any") or not native:
+            _library.impl(_name, _run, "CPU")

@@ -9,6 +9,7 @@
 #include "arrays.h"
 #include "call.h"
 #include "ffi.h"
+#include "operators.h"
 #include "threads.h"
 
 namespace normkit {
@@ -313,6 +314,14 @@ PyObject *limit(PyObject *, PyObject *count) {
 
 PyObject *xla_handler(PyObject *, PyObject *) { return PyCapsule_New(reinterpret_cast<void *>(xla::handle), nullptr, nullptr); }
 
+PyObject *torch_operators(PyObject *, PyObject *path) {
+  PyObject *bytes = PyUnicode_EncodeFSDefault(path);
+  if (!bytes) return nullptr;
+  const bool done = implement_operators(PyBytes_AsString(bytes));
+  Py_DECREF(bytes);
+  return PyBool_FromLong(done);
+}
+
 PyMethodDef methods[] = {
     {"call", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call)), METH_FASTCALL,
      "call(backward, kind, outer, groups, channels, inner, eps, offset, center, x, dy, weight, bias, mean, var, out, stats, "
@@ -333,6 +342,8 @@ PyMethodDef methods[] = {
     {"served", counts, METH_NOARGS, "How many forward and backward calls kernels have served in this process."},
     {"limit_threads", limit, METH_O, "limit_threads(n): use at most n threads; 0 lifts the limit."},
     {"xla_handler", xla_handler, METH_NOARGS, "The kernels as a handler of XLA's foreign function interface, in a capsule."},
+    {"torch_operators", torch_operators, METH_O,
+     "torch_operators(path): implement normkit's operators for the libtorch that was loaded from there; False where it cannot be."},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernels", "Fused normalization kernels for the CPU.", -1, methods,
