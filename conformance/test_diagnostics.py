@@ -78,18 +78,25 @@ def test_landscape_beyond_the_finite():
 
 
 def test_covariate_shift_of_a_product():
-    """L = u·v·w: the gradient of each is the product of the others."""
+    """L = (u·v·w)² / 2: the gradient of v is u²vw², with the old v."""
 
     def product(params):
         u, v, w = (float(params[k]) for k in "uvw")
-        return u * v * w, {"u": np.array(v * w), "v": np.array(u * w), "w": np.array(u * v)}
+        p = u * v * w
+        return p * p / 2, {"u": np.array(p * v * w), "v": np.array(p * u * w), "w": np.array(p * u * v)}
 
     params = {k: np.array(x) for k, x in zip("uvw", (2.0, 3.0, 5.0), strict=True)}
     updated = {k: np.array(x) for k, x in zip("uvw", (-1.0, 4.0, 100.0), strict=True)}
     found = diagnostics.covariate_shift(product, params, ["u", "v", "w"], updated)
     assert found.layers == ("v", "w")
-    assert found.l2.tolist() == [abs(2 * 5 - -1 * 5), abs(2 * 3 - -1 * 4)]
-    assert found.cosine.tolist() == [-1, -1] and found.relative.tolist() == [15 / 10, 10 / 6]
+    before, after = [2 * 2 * 3 * 5 * 5, 2 * 2 * 3 * 3 * 5], [1 * 1 * 3 * 5 * 5, 1 * 1 * 4 * 4 * 5]
+    assert found.l2.tolist() == [before[0] - after[0], before[1] - after[1]]
+    assert found.cosine.tolist() == [1, 1]
+    assert found.relative.tolist() == [1 - after[0] / before[0], 1 - after[1] / before[1]]
+    turned = diagnostics.covariate_shift(
+        lambda p: (0.5, {k: a * 0 + p["u"] for k, a in p.items()}), params, "uvw", updated
+    )
+    assert turned.cosine.tolist() == [-1, -1]
     same = diagnostics.covariate_shift(product, params, ["u", "v", "w"], params)
     assert same.l2.tolist() == [0, 0] and same.cosine.tolist() == [1, 1]
 
@@ -170,14 +177,20 @@ def bad(change):
     return objective
 
 
-def impure():
+def impure(of_loss, of_gradients):
     count = iter(range(99))
-    return bad(lambda loss, g: (loss + 0.1 * next(count), g))
+
+    def change(loss, g):
+        k = next(count)
+        return loss + of_loss * k, vectors.scaled(g, 1 + of_gradients * k)
+
+    return bad(change)
 
 
 #: Objectives, and what is said of each.
 BAD = {
-    "not pure": (impure(), ValueError, "pure objective: two calls .* gave the losses"),
+    "not pure": (impure(0.1, 0.0), ValueError, "pure objective: two calls .* gave the losses"),
+    "gradients not pure": (impure(0.0, 0.1), ValueError, "pure objective: two calls .* apart"),
     "not finite": (bad(lambda loss, g: (math.nan, g)), ValueError, "needs a finite loss; .* returned nan"),
     "gradient not finite": (bad(lambda loss, g: (loss, {**g, "a": g["a"] * np.inf})), ValueError, "finite gradients"),
     "key missing": (bad(lambda loss, g: (loss, {"a": g["a"]})), ValueError, "b missing"),

@@ -124,11 +124,16 @@ def test_statistics_gap_has_every_channel(library):
 def test_training_or_not(library):
     """In inference the running statistics are used: the loss of a batch norm that knows only zeros and ones."""
     for name, model in made(library):
-        losses = [o(o.params)[0] for o in (model.objective(training=mode) for mode in (True, False, None))]
+        objectives = [model.objective(training=mode) for mode in (True, False, None)]
+        losses = [objective(objective.params)[0] for objective in objectives]
         assert losses[0] == pytest.approx(float(reference()["loss"]), rel=SAME), name
         assert abs(losses[1] - losses[0]) > 0.1, name
         # Of the layers, those of the chain are in training, and the models were made with eval().
         assert losses[2] == losses[name not in CHAINS], name
+        if name not in CHAINS:
+            # Statistics are those that the model has when it is called.
+            nk.recalibrate(model.model, [model.x])
+            assert abs(objectives[1](objectives[1].params)[0] - losses[1]) > 0.1, name
 
 
 def test_a_loss_is_one_number(library):
@@ -156,6 +161,9 @@ def test_dropout_draws_the_same_in_every_call(library):
         )
         for a, b in zip(before, state(), strict=True):
             assert np.array_equal(a, b)
+        if name == "torch":
+            other = diagnostics.objective(net, loss, x, seed=1)
+            assert other(other.params)[0] != losses[0]
 
 
 def test_a_function_of_jax_is_an_objective(library):
