@@ -7,21 +7,29 @@ import numpy as np
 import pytest
 
 import normkit as nk
-from normkit.conformance.keras_calls import array, called, numbers
+from normkit.conformance.keras_calls import BACKEND, array, called, computing, numbers
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-#: How many norm layers each has.
-MODELS = {"ResNet50": 53, "MobileNetV2": 52, "ConvNeXtTiny": 23}
+#: How many norm layers each has. TensorFlow has grouped convolutions on the processor only as programs, of which Keras
+#: makes another at each call, so that a step of ConvNeXt takes ten seconds; on PyTorch half of one.
+MODELS = {"ConvNeXtTiny": 23} if BACKEND == "torch" else {"ResNet50": 53, "MobileNetV2": 52}
 models = pytest.mark.parametrize("name", MODELS)
+
+#: How far two ways to compute may be apart: fifty layers of 1e-16 each, and what is amplified on the way back.
+EXACT, BACK = 1e-11, 1e-9
+if BACKEND == "torch":
+    # Keras itself computes norms in float32 there, whatever they get. No batch norm amplifies it.
+    EXACT = BACK = 1e-5
+#: The length of a step: at a hundred times that, ten steps make 1e-5 of one rounding where there are batch norms.
+RATES = {"ConvNeXtTiny": 1e-5, "MobileNetV2": 1e-8, "ResNet50": 1e-10}
 
 
 @pytest.fixture(autouse=True)
 def _float64():
     """In which two right ways to compute differ by roundings that a deep network does not amplify to anything."""
-    keras.config.set_floatx("float64")
-    yield
-    keras.config.set_floatx("float32")
+    with computing("float64"):
+        yield
 
 
 def made(name):
@@ -57,35 +65,36 @@ def test_outputs_gradients_and_statistics(name, training):
     assert len(report.changed) == MODELS[name] and not report.left
     dy = numbers(4, 10, offset=0).astype("f8")
     (y, gradients), (y0, gradients0) = (called(model, x(), dy, training=training) for model in (after, before))
-    # Fifty layers of 1e-16 each.
-    assert apart([y], [y0]) < 1e-11
-    assert apart(gradients, gradients0) < 1e-9
-    assert apart([array(w) for w in after.weights], [array(w) for w in before.weights]) < 1e-11
+    assert apart([y], [y0]) < EXACT
+    assert apart(gradients, gradients0) < BACK
+    assert apart([array(w) for w in after.weights], [array(w) for w in before.weights]) < EXACT
 
 
 @models
-def test_ten_steps_replaced_and_restored(name):
-    """Three steps, replaced, four, restored, three, with one optimizer: the way of Keras's own."""
+def test_ten_steps_and_back(name):
+    """Two steps, replaced, eight more with the same optimizer: the way of Keras's own; restored."""
     model, reference = made(name), made(name)
     for each in (model, reference):
-        each.compile(keras.optimizers.SGD(1e-5, momentum=0.9), "categorical_crossentropy", run_eagerly=True)
-    types = [type(layer) for layer in model.layers]
-    changes = {3: nk.replace, 7: nk.restore}
+        each.compile(keras.optimizers.SGD(RATES[name], momentum=0.9), "categorical_crossentropy", run_eagerly=True)
+    types, start = [type(layer) for layer in model.layers], [array(v) for v in model.trainable_variables]
     for k in range(10):
-        if k in changes:
-            changes[k](model)
-        model.train_on_batch(x(k), target(k))
-        if k < 5:
-            reference.train_on_batch(x(k), target(k))
+        if k == 2:
+            nk.replace(model)
+        for each in (model, reference):
+            each.train_on_batch(x(k % 2), target(k % 2))
+    moved, other = ([array(v) for v in each.trainable_variables] for each in (model, reference))
+    way = [a - b for a, b in zip(other, start, strict=True)]
+    difference = [a - b + w for a, b, w in zip(moved, other, way, strict=True)]
+    assert apart(difference, way) < BACK
 
-        if k == 4:
-            # These steps amplify a rounding some 200 times each, on either side: after two, 1e-16 is 1e-12.
-            assert apart(model.get_weights(), reference.get_weights()) < 1e-9
-    assert [type(layer) for layer in model.layers] == types
+    report = nk.restore(model)
+    assert len(report.changed) == MODELS[name] and [type(layer) for layer in model.layers] == types
+    reference.set_weights(model.get_weights())
+    assert np.array_equal(array(model(x(3))), array(reference(x(3))))
     assert int(array(model.optimizer.iterations)) == 10
-    assert all(np.isfinite(a).all() for a in model.get_weights())
 
 
+@pytest.mark.skipif(BACKEND == "torch", reason="in float32 there")
 @pytest.mark.parametrize("name", ["ResNet50", "MobileNetV2"])
 def test_recalibrate_and_fold(name):
     """In float64, where folding is exact but for roundings; the last batch is short."""

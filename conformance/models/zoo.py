@@ -169,4 +169,9 @@ MODELS = (
     ),
 )  # fmt: skip
 
+#: What test_resnet_pair.py builds in Keras as well.
+RESNET = Model(
+    "resnet18", _torchvision("resnet18", num_classes=10), (8, 3, 64, 64), {"torch.nn.BatchNorm2d": 20}, folds=20
+)
+
 _declare()
