@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+import normkit
 import normkit.keras as nk
 from normkit.backends.keras.layers import OURS
 from normkit.conformance import oracle
@@ -165,3 +166,10 @@ def test_refusals():
 def test_masks_that_do_not_fit(shape):
     with pytest.raises(ValueError, match=r"mask must broadcast to x of shape \(5, 6, 4\); received shape"):
         _layer()(np.ones((5, 6, 4), "f4"), training=True, mask=keras.ops.ones(shape, "bool"))
+
+
+def test_what_normalizes_by_the_batch_is_not_folded():
+    norm = nk.BatchNormalization(use_batch_stats=True)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), norm])
+    report = normkit.fold(model, numbers(4, 3))
+    assert "it normalizes by the batch in inference too" in str(report) and model.layers[1] is norm

@@ -21,6 +21,8 @@ def unknown(layer: Any) -> str | None:
         return "renorm=True: normkit has no batch renormalization"
     if "call" in vars(layer):
         return "its call was set on the instance"
+    if getattr(layer, "use_batch_stats", None):
+        return "it normalizes by the batch in inference too"
     ours = isinstance(layer, layers.BatchNormalizationCall)
     if not ours and any(getattr(type(layer), name) is not getattr(_BATCH, name) for name in ("__call__", "call")):
         return "it is a subclass with a call of its own"
