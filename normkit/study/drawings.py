@@ -156,7 +156,8 @@ def landscape(e3):
     "E4",
     "E18",
     caption="Definition 2.1: cosine (1: no shift) and distance (0: none) between a layer's gradients before and after "
-    "the layers in front of it are updated. Left and middle: layers 3, 6 and 9 of a ReLU net; right: 25 linear layers.",
+    "the layers in front of it are updated. Left and middle: "
+    "layers 3 (dotted), 6 (dashed) and 9 of a ReLU net; right: 25 linear layers.",
 )
 def shift(e4, e18):
     made, (cosine, l2, linear) = axes(3)
@@ -164,7 +165,7 @@ def shift(e4, e18):
         for layer, style in ((1, ":"), (4, "--"), (7, "-")):
             step = e4[0][f"{name}/step"]
             options = {"color": f"C{k}", "linestyle": style, "linewidth": 1.4}
-            label = f"{name}, layer {layer + 2}"
+            label = name if layer == 7 else ""
             cosine.plot(step, np.median([c[f"{name}/cosine"][:, layer] for c in e4], 0), label=label, **options)
             l2.plot(step, np.median([c[f"{name}/l2"][:, layer] for c in e4], 0), **options)
         rows = [np.median(c[f"{name}/cosine"], 0) for c in e18]

@@ -261,11 +261,11 @@ E11 = Experiment(
 E17 = Experiment(
     "E17",
     "Distributions pinned without the gradient",
-    "Does pinning the distributions by batch statistics, taken as constants in the gradient, train like batch norm?",
+    "Is pinning the distributions, by batch statistics that are constants in the gradient, not enough to train well?",
     (
         Check(
             "loss",
-            "no: at a rate of 0.1 its loss stays ten times that of batch norm",
+            "at a rate of 0.1 its loss stays ten times that of batch norm",
             "last loss at 0.1, stop_gradient",
             ">=",
             "last loss at 0.1, batch",
