@@ -144,6 +144,12 @@ def test_missing_framework(capsys, monkeypatch):
     assert "jax was asked for, but jax is not installed" in capsys.readouterr().err
 
 
+def test_missing_package(capsys, monkeypatch):
+    monkeypatch.setattr("normkit.study.command.NEEDED", ("sklearn", "no_such_package"))
+    assert cli.run(["study", "E13"]) == 2
+    assert 'the study needs no_such_package: python -m pip install "normkit[study]"' in capsys.readouterr().err
+
+
 def test_command(tmp_path, capsys):
     assert cli.run(["study", "e13", "--quick", "--out", str(tmp_path)]) == 0
     assert "reproduced" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from normkit._terminal import color_option, console
 
+NEEDED = ("jinja2", "matplotlib", "sklearn")
 STYLES = {"reproduced": "green", "partly": "yellow", "not reproduced": "red"}
 
 
@@ -37,11 +39,12 @@ def study(
     call; claims that fail are results.
     """
     from normkit.conformance.libraries import Missing
+    from normkit.study import report, runner
 
-    try:
-        from normkit.study import report, runner
-    except ImportError as error:
-        raise click.UsageError(f'the study needs {error.name}: python -m pip install "normkit[study]"') from None
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        install = 'python -m pip install "normkit[study]"'
+        raise click.UsageError(f"the study needs {' and '.join(missing)}: {install}")
     try:
         asked = runner.chosen(names, framework)
         folder = runner.writable(Path(out))
