@@ -27,7 +27,7 @@ class Variant:
     layout: str = "contiguous"
 
     @property
-    def output(self) -> tuple[int, ...]:
+    def output(self) -> tuple[str, ...]:
         """The arrays that have a gradient."""
         return tuple(n for n in self.names if n not in ("mean", "var"))
 
@@ -206,8 +206,9 @@ def _held(variant: Variant, values: Mapping[str, Array]) -> tuple[Array, Array] 
     """What no derivative sees: r and d, where there are any."""
     if variant.function != "batch_renorm_train":
         return None
-    options = {"axis": 1, "eps": 1e-5, "r_max": 3.0, "d_max": 5.0, **variant.options}
-    return fixed(*(values[n] for n in ("x", "mean", "var")), **options, mask=values.get("mask"))
+    o = {"axis": 1, "r_max": 3.0, "d_max": 5.0, **variant.options}
+    x, mean, var = (values[n] for n in ("x", "mean", "var"))
+    return fixed(x, mean, var, o["r_max"], o["d_max"], o["axis"], 1e-5, values.get("mask"))
 
 
 def hessian_product(variant: Variant, values: Mapping[str, Array], directions: Mapping[str, Array]) -> dict[str, Array]:

@@ -33,7 +33,7 @@ Array = Any
 ALL = Gradients(True, True, True, True, True)
 
 built = _kernels is not None
-_apply = _kernels.apply if built else None
+_apply: Any = _kernels.apply if built else None
 
 MODES = ("0", "1", "require")
 mode = os.environ.get("NORMKIT_KERNELS", "1")
@@ -117,7 +117,7 @@ def at_once(plan: Plan, x: Array, weight: Any, bias: Any, mean: Any, var: Any, s
     packed = bound.packed() if save and mean is None else None
     if not plan.stats_shape or mean is not None:
         return Applied(y, packed, None) if _apply(bound[0], x, weight, bias, mean, var, y, packed, None, None) else None
-    stats = BatchStats(bound.channel(), bound.channel(), plan.count)  # type: ignore[arg-type]  # no size is unknown here
+    stats = BatchStats(bound.channel(), bound.channel(), plan.count)
     done = _apply(bound[0], x, weight, bias, None, None, y, packed, stats[0], stats[1])
     return Applied(y, packed, stats) if done else None
 

@@ -153,8 +153,10 @@ def returned_stats(xp, plan: Plan, operands: Operands, used: Moments) -> BatchSt
     if not plan.stats_shape or operands.mean is not None:
         return None
     assert used.mean is not None
-    mean, var, count = used.mean + used.residue, used.var, used.count
+    mean, var = used.mean + used.residue, used.var
+    count: Any = used.count
     if plan.virtual:
+        assert plan.split is not None
         mean, var, count = merged(xp, used, plan.split, plan.view[plan.split])
     if not is_number(count) and count.ndim > 0:
         count = xp.reshape(count, plan.stats_shape)
