@@ -285,7 +285,8 @@ E7 = Experiment(
     ),
     "Two set-ups that the documents run together: batch norm of the inputs is a change of the problem (κ falls), batch "
     "norm of the output changes the method. An iteration count is to 0.1 % of the first excess loss, at most 10000; "
-    "BNGD's best step is not known beforehand either, and away from it the iterations grow with the step.",
+    "BNGD's best step is not known beforehand either, and away from it the iterations grow with the step. Settled "
+    "after the first numbers: 0.1 % and 10000; to 0.01 % BNGD converges over 3.5 decades, fewer than asked.",
     least_squares,
     cost=6,
     dtype="float64",
@@ -329,7 +330,8 @@ E10 = Experiment(
     ),
     "Full batch, with μ and L the extreme eigenvalues of S = E[xxᵀ], not of the loss; Gaussian inputs with the moments "
     "of the wine data, which need not be separable. The line is fitted from a thousandth of the first squared gradient "
-    "down to 1e-12 of it: the first steps are faster, and below it is rounding.",
+    "down to 1e-20 of it: the first steps are faster, and below it is rounding. Settled after the first numbers: this "
+    "stretch; over the first part alone R² is 0.95 to 0.97.",
     halfspaces,
     cost=4,
     dtype="float64",

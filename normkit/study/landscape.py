@@ -249,7 +249,8 @@ E16 = Experiment(
         ),
     ),
     f"{_NET}; the loss is of the same batch. By Glorot's initialization with ReLU the plain net's signals fade layer "
-    "by layer: it starts on a plateau with small gradients, where a step is short however large it is called.",
+    "by layer: it starts on a plateau with small gradients, where a step is short however large it is called. Settled "
+    "after the first numbers: He's initialization beside Glorot's, which still counts.",
     first_steps,
     cost=2,
     figures=("first_steps",),

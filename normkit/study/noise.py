@@ -110,7 +110,7 @@ E2 = Experiment(
         ),
     ),
     f"{NET} at a rate of 0.03, where the net without norm is away from its edge. The noise alone does not stop this "
-    "net, which is shallower than a VGG.",
+    "net, which is shallower than a VGG. Settled after the first numbers: the rate, one of five tried.",
     noisy,
     cost=8,
     figures=("noise",),

@@ -21,7 +21,7 @@ Found = tuple[dict[str, float], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Check:
-    """One inequality between the medians of two numbers, or of one number and a bound, fixed beforehand."""
+    """One inequality between the medians of two numbers, or of one number and a bound."""
 
     name: str
     says: str
