@@ -280,7 +280,8 @@ def test_a_framework_that_is_not_installed(name, monkeypatch):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, name, None)
     needed = "(flax|jax)" if name == "flax" else name
-    with pytest.raises(ImportError, match=rf"^normkit\.{name} needs {needed}, which is not installed: pip install .*\.$"):
+    words = rf"^normkit\.{name} needs {needed}, which is not installed: pip install .*\.$"
+    with pytest.raises(ImportError, match=words):
         getattr(nk, name)
 
 
