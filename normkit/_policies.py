@@ -68,12 +68,26 @@ class Policed:
     """A layer that has policies. It holds some of its own where they are not those of its class."""
 
     _policies = USUAL
+    _train_affine = True
 
     single_value = setting("single_value")
     empty_batch = setting("empty_batch")
     nonfinite = setting("nonfinite")
     use_batch_stats = setting("use_batch_stats")
     update_stats = setting("update_stats")
+
+    @property
+    def train_affine(self) -> bool:
+        """Whether the affine part learns."""
+        return self._train_affine
+
+    @train_affine.setter
+    def train_affine(self, value: bool) -> None:
+        self._train_affine = check.choice("train_affine", value, (True, False))
+        self._set_affine()
+
+    def _set_affine(self) -> None:
+        """Tell the parameters, where they are to know."""
 
     def _set_policies(self, **settings: Any) -> None:
         usual = type(self)._policies

@@ -40,16 +40,6 @@ class BatchNormForward(Alike):
     """Batch norm by the batch, whose statistics are counted, or by the running ones."""
 
     _policies = USUAL
-    _train_affine = True
-
-    @property
-    def train_affine(self: Any) -> bool:
-        """Whether gradients go to scale and bias."""
-        return self._train_affine
-
-    @train_affine.setter
-    def train_affine(self: Any, value: bool) -> None:
-        self._train_affine = check.choice("train_affine", value, (True, False))
 
     def __call__(self: Any, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
         policies, modes = self._policies, (use_running_average, self.use_running_average)

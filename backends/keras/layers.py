@@ -9,7 +9,6 @@ import keras
 from keras import ops
 
 from normkit import _masked, functional
-from normkit import _validate as check
 from normkit._dispatch import backend_of
 from normkit._layer import call
 from normkit._policies import SETTINGS, Policed, Policies, batch_norm, merged, with_settings
@@ -59,17 +58,6 @@ class BatchNormalizationCall(Policed):
     """Batch norm by the batch, whose statistics are counted, or by the moving ones: as Keras chooses."""
 
     _policies = USUAL
-    _train_affine = True
-
-    @property
-    def train_affine(self: Any) -> bool:
-        """Whether gamma and beta are trained where the layer is trainable."""
-        return self._train_affine
-
-    @train_affine.setter
-    def train_affine(self: Any, value: bool) -> None:
-        self._train_affine = check.choice("train_affine", value, (True, False))
-        self._set_affine()
 
     @property
     def trainable(self: Any) -> bool:
@@ -86,7 +74,7 @@ class BatchNormalizationCall(Policed):
         super().build(input_shape)  # type: ignore[misc]
         self._set_affine()
 
-    def _set_affine(self: Any) -> None:
+    def _set_affine(self: Any) -> None:  # where the layer is trainable
         for variable in (getattr(self, "gamma", None), getattr(self, "beta", None)):
             if variable is not None:
                 variable.trainable = self.trainable and self._train_affine
