@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import normkit as nk
-from normkit import functional
+from normkit._vjp import BINDERS
 from normkit.backends import kernels
 from normkit.bench import engines, goals, timing
 from normkit.bench.engines import EAGER, Engine
@@ -289,5 +289,5 @@ def call(engine: Engine, workload: Workload) -> Thunk:
     """A call up to where the backend would compute."""
     case = workload.case(engine.library)
     args, options = case.arguments(engine.arrays(case, "float32"))
-    binder = functional.BINDERS[getattr(nk, case.layer)]
+    binder = BINDERS[getattr(nk, case.layer)]
     return lambda: binder(*args, **options)

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 from ._fold import fold
 from ._population import recalibrate, statistics_gap
 from ._replace import replace, restore
+from ._vjp import vjp
 from .core.normalize import BatchStats
-from .functional import batch_norm, batch_norm_train, group_norm, instance_norm, layer_norm, rms_norm, vjp
+from .functional import batch_norm, batch_norm_train, group_norm, instance_norm, layer_norm, rms_norm
 from .layers import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, RMSNorm
 from .lp_norms import lp_batch_norm_train, lp_layer_norm, normalize
 from .stats import RunningStats

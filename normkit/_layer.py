@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from . import _validate as check
-from . import functional
+from . import _validate_layer as check_layer
 from ._dispatch import backend_of
+from ._vjp import vjp
 from .backends import ArrayBackend
 
 Array = Any
@@ -43,11 +44,11 @@ class Layer:
         weight: float = 1.0,
     ) -> None:
         self._lengths = lengths
-        self._axes = check.layer_axes(axis, len(lengths), trailing=self._trailing)
+        self._axes = check_layer.layer_axes(axis, len(lengths), trailing=self._trailing)
         self.axis = axis
         self.eps = check.epsilon(eps)
-        self.dtype = check.dtype(dtype)
-        self.backend = check.library(backend)[0]
+        self.dtype = check_layer.dtype(dtype)
+        self.backend = check_layer.library(backend)[0]
         self.training = True
         self.train_affine = train_affine
         self.weight = self._filled(weight, self.dtype, device, backend) if affine else None
@@ -66,7 +67,7 @@ class Layer:
         ``pullback(dy)`` returns ``(dx, {"weight": ..., "bias": ...})``, with the parameters that the layer has and
         trains.
         """
-        return self._named(*self._apply(functional.vjp, x, mask=mask, lengths=lengths))
+        return self._named(*self._apply(vjp, x, mask=mask, lengths=lengths))
 
     @property
     def train_affine(self) -> bool:
@@ -102,7 +103,7 @@ class Layer:
             stays as it was.
         """
         current = self._state()
-        check.keys(type(self).__name__, state, current)
+        check_layer.keys(type(self).__name__, state, current)
         self._restore({name: self._loaded(name, state[name], old) for name, old in current.items()})
 
     def __repr__(self) -> str:
@@ -122,7 +123,7 @@ class Layer:
         raise NotImplementedError
 
     def _apply(self, run: Callable, x: Array, **valid: Array | None) -> tuple[Array, Any]:
-        check.fits(type(self).__name__, x, self._axes, self._lengths, self._held())
+        check_layer.fits(type(self).__name__, x, self._axes, self._lengths, self._held())
         return self._run(run, x, **valid)
 
     def _affine(self) -> tuple[Array | None, Array | None]:
@@ -149,7 +150,7 @@ class Layer:
     def _filled(self, value: float, dtype: str, device: Any, backend: Any) -> Array:
         import numpy as np
 
-        name, library = check.library(backend)
+        name, library = check_layer.library(backend)
         try:
             return library.create(np.full(self._lengths, value), dtype, device)
         except AttributeError:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 from . import _calls
-from . import _validate as check
-from ._calls import Call
+from ._vjp import BINDERS
 from .core.normalize import BatchStats
 
 Array = Any
@@ -69,7 +66,7 @@ def layer_norm(
     done = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.layer_plan, axis, eps)
     if done is not None:
         return done.y
-    return _run(_calls.layer_norm(x, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
+    return _calls.run(_calls.layer_norm(x, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
 
 
 def rms_norm(
@@ -97,10 +94,7 @@ def rms_norm(
     weight_offset : added to the weight in the accumulation dtype; 1.0 for models whose weight is a deviation from one
     cast : where float16 and bfloat16 x is rounded to its dtype: "output", once, after weight and bias, or "input", what
         is normalized before it meets the weight, and y after that
-    mask : boolean array that broadcasts to x, or None. Statistics are taken over the elements where it is true; where
-        it is false, x may be anything, and y and the gradient of x are zero
-    lengths : int32 or int64 array of shape (samples,), or None. In place of a mask: how many positions of each sample
-        are valid, along the first axis that is neither axis 0 nor normalized
+    mask, lengths : as in :func:`layer_norm`
 
     Returns
     -------
@@ -139,7 +133,7 @@ def rms_norm(
         if done is not None:
             return done.y
     options = {"axis": axis, "eps": eps, "weight_offset": weight_offset, "cast": cast}
-    return _run(_calls.rms_norm(x, weight, bias, **options, mask=mask, lengths=lengths))
+    return _calls.run(_calls.rms_norm(x, weight, bias, **options, mask=mask, lengths=lengths))
 
 
 def group_norm(
@@ -200,7 +194,7 @@ def group_norm(
     done = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.group_plan, num_groups, axis, eps)
     if done is not None:
         return done.y
-    return _run(_calls.group_norm(x, num_groups, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
+    return _calls.run(_calls.group_norm(x, num_groups, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
 
 
 def instance_norm(
@@ -224,10 +218,7 @@ def instance_norm(
     weight, bias : array of shape (channels,), or None
     axis : the channel axis; negative values count from the end
     eps : a number >= 0, added to the variance
-    mask : boolean array that broadcasts to x, or None. Statistics are taken over the elements where it is true; where
-        it is false, x may be anything, and y and the gradient of x are zero
-    lengths : int32 or int64 array of shape (samples,), or None. In place of a mask: how many positions of each sample
-        are valid, along the first axis that is neither axis 0 nor the channels'
+    mask, lengths : as in :func:`group_norm`
 
     Returns
     -------
@@ -258,7 +249,7 @@ def instance_norm(
     done = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.instance_plan, axis, eps)
     if done is not None:
         return done.y
-    return _run(_calls.instance_norm(x, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
+    return _calls.run(_calls.instance_norm(x, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
 
 
 def batch_norm(
@@ -321,7 +312,7 @@ def batch_norm(
         done = _calls.at_once(x, weight, bias, mean, var, mask, lengths, _calls.batch_plan, axis, eps)
         if done is not None:
             return done.y
-    return _run(_calls.batch_norm(x, mean, var, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
+    return _calls.run(_calls.batch_norm(x, mean, var, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
 
 
 def batch_norm_train(
@@ -349,10 +340,7 @@ def batch_norm_train(
     eps : a number >= 0, added to the variance
     virtual_batch_size : of ghost batch norm: so many samples after each other (along axis 0; with ``axis=0`` along axis
         1) are normalized as a batch of their own. None: all of them
-    mask : boolean array that broadcasts to x, or None. Statistics are taken over the elements where it is true; where
-        it is false, x may be anything, and y and the gradient of x are zero
-    lengths : int32 or int64 array of shape (samples,), or None. In place of a mask: how many positions of each sample
-        are valid, along the first axis that is neither axis 0 nor the channels'
+    mask, lengths : as in :func:`group_norm`
     single_value : of one value per channel: "raise", or "zero": its variance is zero, y exactly the bias
 
     Returns
@@ -415,58 +403,7 @@ def batch_norm_train(
     return y, stats
 
 
-def vjp(fn: Callable, *args: Any, **kwargs: Any) -> tuple[Any, Callable[[Array], tuple[Array, ...]]]:
-    """The value of one of these functions, and the function that takes gradients back through it.
-
-    For libraries without automatic differentiation (NumPy, CuPy, any array API library); it serves the others too.
-
-    Parameters
-    ----------
-    fn : one of normkit's functions of x: ``layer_norm``, ``batch_norm_train``, ``lp_layer_norm`` and so on, or a
-        ``functools.partial`` of one
-    *args, **kwargs : its arguments
-
-    Returns
-    -------
-    y : what ``fn(*args, **kwargs)`` returns
-    pullback : ``pullback(dy)``, with dy of y's shape and dtype, returns a tuple with one gradient for each array
-        argument that was given, in the order of fn's signature (a mask has none)
-
-    Raises
-    ------
-    TypeError
-        fn is another function.
-    ValueError
-        dy has another shape than y.
-    """
-    if isinstance(fn, functools.partial):
-        return vjp(fn.func, *fn.args, *args, **{**fn.keywords, **kwargs})
-    if fn in COMPOSED:
-        return COMPOSED[fn](*args, **kwargs)
-    binder = BINDERS.get(fn)
-    if binder is None:
-        names = ", ".join(f.__name__ for f in (*BINDERS, *COMPOSED) if f.__name__ != "renormalized")
-        raise TypeError(f"fn must be one of {names}; received {fn!r}.")
-    backend, plan, operands = binder(*args, **kwargs)
-    y, stats, gradients = backend.vjp(plan, operands)
-    order = ("x", "mean", "var", "weight", "bias")
-    given = tuple(name for name in order if getattr(operands, name) is not None)
-
-    def pullback(dy: Array) -> tuple[Array, ...]:
-        check.companion(backend, operands.x, "dy", dy, tuple(backend.shape(operands.x)))
-        found = gradients(dy)
-        return tuple(getattr(found, name) for name in given)
-
-    return (y if stats is None else (y, stats)), pullback
-
-
-def _run(call: Call) -> Array:
-    backend, plan, operands = call
-    return backend.apply(plan, operands)[0]
-
-
-#: What :func:`vjp` takes; the variants add theirs.
-BINDERS: dict[Callable, Callable[..., Call]] = {
+BINDERS |= {
     layer_norm: _calls.layer_norm,
     rms_norm: _calls.rms_norm,
     group_norm: _calls.group_norm,
@@ -474,6 +411,3 @@ BINDERS: dict[Callable, Callable[..., Call]] = {
     batch_norm: _calls.batch_norm,
     batch_norm_train: _calls.batch_norm_train,
 }
-
-#: The same for functions of more than one plan: each with its own vjp.
-COMPOSED: dict[Callable, Callable[..., tuple[Any, Callable]]] = {}

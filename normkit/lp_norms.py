@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _calls, functional
+from . import _calls
+from ._vjp import BINDERS
 from .core.normalize import BatchStats
 
 Array = Any
@@ -77,7 +78,7 @@ def lp_layer_norm(
     call = _calls.lp_layer_norm(
         x, weight, bias, p=p, axis=axis, eps=eps, centred=centred, consistent=consistent, mask=mask, lengths=lengths
     )
-    return functional._run(call)
+    return _calls.run(call)
 
 
 def lp_batch_norm_train(
@@ -184,10 +185,10 @@ def normalize(
 
     keras.layers.UnitNormalization is p = 2. flax adds its epsilon to the square, chainer to the norm.
     """
-    return functional._run(_calls.normalize(x, p=p, axis=axis, eps=eps, mask=mask, lengths=lengths))
+    return _calls.run(_calls.normalize(x, p=p, axis=axis, eps=eps, mask=mask, lengths=lengths))
 
 
-functional.BINDERS |= {
+BINDERS |= {
     normalize: _calls.normalize,
     lp_layer_norm: _calls.lp_layer_norm,
     lp_batch_norm_train: _calls.lp_batch_norm_train,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from . import _calls, functional
+from . import _calls
 from . import _validate as check
 from ._dispatch import backend_of
+from ._vjp import BINDERS, COMPOSED
 from .core.moments import Habits, accumulation_dtype, masked, total
 from .core.normalize import BatchStats
 
@@ -208,7 +209,7 @@ def filter_response_norm(
     one value per channel is not here.
     """
     call = _calls.filter_response_norm(x, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths)
-    y = functional._run(call)
+    y = _calls.run(call)
     return y if threshold is None else _cut(call, y, threshold)[0]
 
 
@@ -288,11 +289,11 @@ def weight_standardization(kernel: Array, gain: Array | None = None, *, axis: in
     Sources: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization",
     arXiv:1903.10520; Brock, De, Smith, "Characterizing signal propagation", arXiv:2101.08692.
     """
-    return functional._run(_calls.weight_standardization(kernel, gain, axis=axis, eps=eps))
+    return _calls.run(_calls.weight_standardization(kernel, gain, axis=axis, eps=eps))
 
 
-functional.BINDERS |= {weight_standardization: _calls.weight_standardization}
-functional.COMPOSED |= {
+BINDERS |= {weight_standardization: _calls.weight_standardization}
+COMPOSED |= {
     batch_renorm_train: _renorm_vjp,
     renormalized: _renormalized_vjp,
     filter_response_norm: _filter_response_vjp,

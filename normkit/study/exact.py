@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from normkit import functional
+from normkit import functional, vjp
 from normkit.stats import RunningStats
 from normkit.study import data, engine, norms
 from normkit.study.lab import Lab
@@ -36,7 +36,7 @@ def definitions(lab: Lab) -> Found:
     gamma, beta, dy = rng.normal(1, 0.3, 16), rng.normal(0, 1, 16), rng.normal(size=x.shape)
     m, eps = len(x), 1e-5
     arrays = [lab.array(a) for a in (x, gamma, beta)]
-    (y, stats), pullback = functional.vjp(functional.batch_norm_train, *arrays, eps=eps)
+    (y, stats), pullback = vjp(functional.batch_norm_train, *arrays, eps=eps)
     mean, var = x.mean(0), ((x - x.mean(0)) ** 2).mean(0)
     hat = (x - mean) / np.sqrt(var + eps)
     numbers["forward"] = _apart(lab.numpy(y), gamma * hat + beta)

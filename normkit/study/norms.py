@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from normkit import functional, lp_norms
+from normkit import functional, lp_norms, vjp
 
 Array = Any
 Pullback = Callable[[Array], tuple[Array, ...]]
@@ -22,14 +22,14 @@ class Statistics(NamedTuple):
 
 def batch(x: Array, weight: Array, bias: Array, eps: float = EPS) -> tuple[Array, Pullback, Statistics]:
     """Batch norm."""
-    (y, stats), pullback = functional.vjp(functional.batch_norm_train, x, weight, bias, eps=eps)
+    (y, stats), pullback = vjp(functional.batch_norm_train, x, weight, bias, eps=eps)
     return y, pullback, Statistics(stats.mean, stats.var)
 
 
 def stop_gradient(x: Array, weight: Array, bias: Array) -> tuple[Array, Pullback, Statistics]:
     """Batch norm whose statistics are constants in the gradient: dx = dy weight / std."""
     _, stats = functional.batch_norm_train(x)
-    y, pullback = functional.vjp(functional.batch_norm, x, stats.mean, stats.var, weight, bias, eps=EPS)
+    y, pullback = vjp(functional.batch_norm, x, stats.mean, stats.var, weight, bias, eps=EPS)
 
     def back(dy: Array) -> tuple[Array, ...]:
         dx, _, _, dweight, dbias = pullback(dy)
@@ -40,7 +40,7 @@ def stop_gradient(x: Array, weight: Array, bias: Array) -> tuple[Array, Pullback
 
 def given(x: Array, weight: Array, bias: Array, known: Statistics) -> tuple[Array, Pullback]:
     """Any of them in inference."""
-    y, pullback = functional.vjp(functional.batch_norm, x, known.mean, known.var, weight, bias, eps=EPS)
+    y, pullback = vjp(functional.batch_norm, x, known.mean, known.var, weight, bias, eps=EPS)
 
     def back(dy: Array) -> tuple[Array, ...]:
         dx, _, _, dweight, dbias = pullback(dy)
@@ -53,20 +53,20 @@ def layer(x: Array, weight: Array, bias: Array) -> tuple[Array, Pullback, None]:
     """Layer norm over everything but the batch."""
     axes = tuple(range(1, len(x.shape)))
     if len(axes) == 1:
-        return *functional.vjp(functional.layer_norm, x, weight, bias), None
+        return *vjp(functional.layer_norm, x, weight, bias), None
     return group(x, weight, bias, 1)
 
 
 def group(x: Array, weight: Array, bias: Array, groups: int = 8) -> tuple[Array, Pullback, None]:
     """Group norm."""
-    return *functional.vjp(functional.group_norm, x, groups, weight, bias), None
+    return *vjp(functional.group_norm, x, groups, weight, bias), None
 
 
 def p_norm(p: float) -> Callable[[Array, Array, Array], tuple[Array, Pullback, Statistics]]:
     """Less the mean, over the mean p-norm of x as it is."""
 
     def norm(x, weight, bias):
-        (y, stats), pullback = functional.vjp(lp_norms.lp_batch_norm_train, x, weight, bias, p=p, eps=EPS)
+        (y, stats), pullback = vjp(lp_norms.lp_batch_norm_train, x, weight, bias, p=p, eps=EPS)
         return y, pullback, Statistics(stats.mean, stats.var)
 
     return norm
@@ -76,9 +76,7 @@ def ghost(size: int) -> Callable[[Array, Array, Array], tuple[Array, Pullback, S
     """Batch norm by so many samples at a time."""
 
     def norm(x, weight, bias):
-        (y, stats), pullback = functional.vjp(
-            functional.batch_norm_train, x, weight, bias, eps=EPS, virtual_batch_size=size
-        )
+        (y, stats), pullback = vjp(functional.batch_norm_train, x, weight, bias, eps=EPS, virtual_batch_size=size)
         return y, pullback, Statistics(stats.mean, stats.var)
 
     return norm
