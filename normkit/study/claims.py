@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from normkit.study.record import UNTESTABLE, verdict
+from normkit.study.record import CRITERION, UNTESTABLE, verdict
 
 #: The four documents, by the letter that their claims' names begin with.
 DOCUMENTS = {
@@ -22,7 +22,7 @@ DOCUMENTS = {
 
 @dataclass(frozen=True)
 class Claim:
-    """The document's words, what is right, and checks: "E3.change" is one, "E3" all of that experiment's own."""
+    """The document's words, what is right, and checks: "E3.change" is one, "E3" all of that experiment's criterion."""
 
     name: str
     words: str
@@ -46,7 +46,7 @@ class Claim:
             if experiment not in records:
                 return None
             checks = records[experiment]["checks"]
-            held += [c["holds"] for c in checks if (c["check"] == check if check else c["own"])]
+            held += [c["holds"] for c in checks if (c["check"] == check if check else c["kind"] == CRITERION)]
         return verdict(held)
 
 

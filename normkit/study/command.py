@@ -10,10 +10,12 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from normkit._terminal import color_option, console
+from normkit.study.record import AFTERWARDS, DOCUMENT
 
 NEEDED = ("jinja2", "matplotlib", "sklearn")
 STYLES = {"reproduced": "green", "partly": "yellow", "not reproduced": "red"}
@@ -22,7 +24,7 @@ STYLES = {"reproduced": "green", "partly": "yellow", "not reproduced": "red"}
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("--out", default="study", show_default=True, metavar="DIR", help="Where everything is written.")
-@click.option("--quick", is_flag=True, help="One seed, and shorter.")
+@click.option("--quick", is_flag=True, help="One seed.")
 @click.option("--seeds", type=click.IntRange(1), help="So many; 3, or 1 with --quick.")
 @click.option(
     "--framework", default="numpy", show_default=True, metavar="NAME", help="numpy, torch, jax or tensorflow."
@@ -79,14 +81,14 @@ def study(
 
 
 def _checks(record: dict[str, Any], figure: Callable[[float | None], str]) -> Table:
-    """What had to hold, medians and bounds; in brackets what only a document says."""
+    """What had to hold, medians and bounds; in brackets what has no part in the verdict."""
     table = Table(box=None, pad_edge=False, header_style="bold", title=None)
     for title in (record["experiment"], "", "measured", "bound"):
         table.add_column(title, justify="right" if title in ("measured", "bound") else "left")
     for check in record["checks"]:
-        says = check["says"] if check["own"] else f"({check['says']})"
+        says = {DOCUMENT: "({})", AFTERWARDS: "[seen afterwards: {}]"}.get(check["kind"], "{}").format(check["says"])
         bound = f"{check['relation']} {figure(check['right'])}"
-        table.add_row("✓" if check["holds"] else "✗", says, figure(check["left"]), bound)
+        table.add_row("✓" if check["holds"] else "✗", escape(says), figure(check["left"]), bound)
     return table
 
 

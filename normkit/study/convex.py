@@ -8,14 +8,14 @@ import numpy as np
 
 from normkit.study import data
 from normkit.study.lab import Lab
-from normkit.study.record import Check, Experiment, Found
+from normkit.study.record import AFTERWARDS, DOCUMENT, Check, Experiment, Found
 
 TABLES = ("wine", "diabetes", "breast_cancer")
 #: Steps for w on an exponential grid, times 1 / largest eigenvalue.
 RATES = 10.0 ** np.arange(-3, 6.01, 0.5)
 LIMIT = 10000
-#: What is to be left of the first excess loss.
-TOLERANCE = 1e-3
+#: What is to be left of the first excess loss; and what was asked afterwards.
+TOLERANCE, LOOSE = 1e-4, 1e-3
 #: The sets on which 10000 steps are enough for gradient descent with its best step.
 SHORT = ("wine", "diabetes")
 
@@ -76,7 +76,7 @@ def least_squares(lab: Lab) -> Found:
     """GD on raw and on standardized features; batch norm on the output, with steps over nine decades."""
     numbers: dict[str, float] = {}
     series: dict[str, np.ndarray] = {"rates": RATES}
-    inputs, outputs, decades, plain_decades, kappas = [], [], [], [], []
+    inputs, outputs, decades, loose_decades, plain_decades, kappas = [], [], [], [], [], []
     steps = LIMIT
     for name in TABLES:
         raw, y = data.table(name)
@@ -105,13 +105,13 @@ def least_squares(lab: Lab) -> Found:
             continue
         excess = _bngd(lab, h, g, w0, RATES / largest, steps)
         first = 0.5 * (w0 - u) @ h @ (w0 - u)
-        reached = [np.flatnonzero(column <= TOLERANCE * first) for column in excess.T]
-        bn = [float(r[0] + 1) if len(r) else math.inf for r in reached]
+        bn, loose = _iterations(excess, TOLERANCE * first), _iterations(excess, LOOSE * first)
         gd = [_gd_iterations(h, w0 - u, r / largest, TOLERANCE) for r in RATES]
         gd = [n if n <= steps else math.inf for n in gd]
         numbers[f"{name}: best BNGD iterations"], numbers[f"{name}: best GD iterations"] = min(bn), min(gd)
         outputs.append(min(gd) / min(bn))
         decades.append(_decades(bn))
+        loose_decades.append(_decades(loose))
         plain_decades.append(_decades(gd))
         # Whatever the step, it goes down: what is left at the end, relative to the start.
         numbers[f"{name}: worst excess left, BNGD"] = float(max(excess[-1] / first))
@@ -123,11 +123,18 @@ def least_squares(lab: Lab) -> Found:
     numbers["κ*(H*) / κ(H), most"] = max(numbers[f"{name}: κ*(H*) / κ(H)"] for name in TABLES)
     numbers["eigenvalue 0 of H*, most"] = max(numbers[f"{n}: smallest eigenvalue of H*, relative"] for n in TABLES)
     numbers["decades of the step, BNGD, least"] = min(decades)
+    numbers["decades of the step, BNGD to 0.1 %, least"] = min(loose_decades)
     numbers["decades of the step, GD, least"] = min(plain_decades)
     numbers["worst excess left, BNGD"] = max(numbers[f"{name}: worst excess left, BNGD"] for name in SHORT)
     numbers["GD / BNGD iterations, median"] = float(np.median(outputs))
     numbers["GD / BNGD is in 2 to 5"] = float(2 <= numbers["GD / BNGD iterations, median"] <= 5)
     return numbers, series
+
+
+def _iterations(excess: np.ndarray, target: float) -> list[float]:
+    """Steps until the excess loss is the target, a column a rate."""
+    reached = [np.flatnonzero(column <= target) for column in excess.T]
+    return [float(r[0] + 1) if len(r) else math.inf for r in reached]
 
 
 def _decades(iterations: list[float]) -> float:
@@ -175,6 +182,14 @@ def _least_curvature(z: np.ndarray, w: np.ndarray) -> float:
     eye = 1e-5 * np.eye(len(point))
     second = np.array([gradient(point + e) - gradient(point - e) for e in eye]) / 2e-5
     return float(np.linalg.eigvalsh((second + second.T) / 2)[0])
+
+
+def _line(squares: np.ndarray, high: float, low: float) -> tuple[float, float]:
+    """Slope and R² of the log's line, where it is between these shares of the first."""
+    at = np.flatnonzero((squares <= high * squares[0]) & (squares > low * squares[0]))
+    logs = np.log(squares[at])
+    fit = np.polyfit(at, logs, 1)
+    return float(fit[0]), float(1 - (logs - np.polyval(fit, at)).var() / logs.var())
 
 
 def halfspaces(lab: Lab) -> Found:
@@ -237,14 +252,10 @@ def halfspaces(lab: Lab) -> Found:
     series["gdnp"], series["gd"] = np.array(normed), np.array(plain_norms)
     series["line"] = normed[0] * (1 - values[0] / values[-1]) ** (2 * np.arange(len(normed)))
     target = 1e-10 * normed[0]
-    told = np.array(normed) > 1e-20 * normed[0]
-    told &= np.array(normed) < 1e-3 * normed[0]  # the rate is that of the end; the first steps are faster
-    logs, at = np.log(np.array(normed)[told]), np.flatnonzero(told)
-    fit = np.polyfit(at, logs, 1)
-    residual = logs - np.polyval(fit, at)
-    numbers["R² of log gradient"] = float(1 - residual.var() / logs.var())
-    numbers["measured rate, per iteration"] = float(math.exp(fit[0]))
-    numbers["norm's rate, per iteration"] = math.exp(fit[0] / 2)
+    slope, numbers["R² of log gradient"] = _line(np.array(normed), 1.0, 1e-10)
+    _, numbers["R² of log gradient, later part"] = _line(np.array(normed), 1e-3, 1e-20)
+    numbers["measured rate, per iteration"] = math.exp(slope)
+    numbers["norm's rate, per iteration"] = math.exp(slope / 2)
     numbers["curvature along length times direction"] = _least_curvature(z, w)
     numbers["(1 - μ/L)²"] = float((1 - values[0] / values[-1]) ** 2)
     numbers["GDNP iterations"] = float(
@@ -260,6 +271,8 @@ E7 = Experiment(
     "Least squares with batch norm on the inputs and on the output",
     "Does standardizing the inputs lower the condition number and the iterations, and does batch norm on the output "
     "make gradient descent converge whatever the step?",
+    "Batch norm of the inputs lowers κ and the iterations; batch norm of the output (BNGD) converges over ≥ 4 decades "
+    "of the rate, κ* ≤ κ.",
     (
         Check("kappa", "standardized inputs have a lower κ, on every set", "κ falls by, least over sets", ">", 1.0),
         Check("faster", "and fewer iterations", "iterations fall by, least over sets", ">", 1.0),
@@ -271,22 +284,44 @@ E7 = Experiment(
             ">=",
             "decades of the step, GD, least",
             offset=2.0,
+            kind=DOCUMENT,
         ),
         Check("interlacing", "κ*(H*) is at most κ(H)", "κ*(H*) / κ(H), most", "<=", 1.0),
         Check(
-            "bngd", "BNGD with its best step is faster than GD with its own", "GD / BNGD iterations, median", ">", 1.0
+            "bngd",
+            "BNGD with its best step is faster than GD with its own",
+            "GD / BNGD iterations, median",
+            ">",
+            1.0,
+            kind=DOCUMENT,
         ),
-        Check("2-5", "2 to 5 times fewer, batch norm on the output", "GD / BNGD is in 2 to 5", ">=", 1.0, own=False),
         Check(
-            "2-5_in", "2 to 5 times fewer, on the inputs", "iterations fall by, least over sets", "<=", 5.0, own=False
+            "2-5", "2 to 5 times fewer, batch norm on the output", "GD / BNGD is in 2 to 5", ">=", 1.0, kind=DOCUMENT
         ),
-        Check("unity", "the eigenvalues of H* are closer to 1", "eigenvalue 0 of H*, most", ">", 1e-3, own=False),
-        Check("never", "no step makes BNGD diverge", "worst excess left, BNGD", "<", 1.0),
+        Check(
+            "2-5_in",
+            "2 to 5 times fewer, on the inputs",
+            "iterations fall by, least over sets",
+            "<=",
+            5.0,
+            kind=DOCUMENT,
+        ),
+        Check("unity", "the eigenvalues of H* are closer to 1", "eigenvalue 0 of H*, most", ">", 1e-3, kind=DOCUMENT),
+        Check("never", "no step makes BNGD diverge", "worst excess left, BNGD", "<", 1.0, kind=DOCUMENT),
+        Check(
+            "loose",
+            "to 0.1 % BNGD converges over four decades of the step",
+            "decades of the step, BNGD to 0.1 %, least",
+            ">=",
+            4.0,
+            kind=AFTERWARDS,
+        ),
     ),
     "Two set-ups that the documents run together: batch norm of the inputs is a change of the problem (κ falls), batch "
-    "norm of the output changes the method. An iteration count is to 0.1 % of the first excess loss, at most 10000; "
-    "BNGD's best step is not known beforehand either, and away from it the iterations grow with the step. Settled "
-    "after the first numbers: 0.1 % and 10000; to 0.01 % BNGD converges over 3.5 decades, fewer than asked.",
+    "norm of the output changes the method. To converge is to come to 0.01 % of the first excess loss in 10000 "
+    "steps; 0.1 % is what was asked when that had been seen. Batch norm of the output is tried on wine and diabetes, "
+    "where gradient descent with its best step comes to 0.1 % in that many. BNGD's best step is not known beforehand "
+    "either, and away from it the iterations grow with the step.",
     least_squares,
     cost=6,
     dtype="float64",
@@ -298,6 +333,7 @@ E10 = Experiment(
     "E10",
     "Length and direction apart: least squares and a halfspace",
     "Does gradient descent on the direction converge at the rate (1 - μ/L)², and does it need fewer iterations?",
+    "The Rayleigh gap obeys (1 - μ/L)^2t; GDNP log-linear (R² > 0.99), fewer iterations than gradient descent.",
     (
         Check(
             "bound",
@@ -309,7 +345,9 @@ E10 = Experiment(
             1e-6,
         ),
         Check("linear", "log of the squared gradient falls on a line", "R² of log gradient", ">", 0.99),
-        Check("rate", "at least as fast as (1 - μ/L)²", "measured rate, per iteration", "<=", "(1 - μ/L)²"),
+        Check(
+            "rate", "at least as fast as (1 - μ/L)²", "measured rate, per iteration", "<=", "(1 - μ/L)²", kind=DOCUMENT
+        ),
         Check("fewer", "GDNP needs fewer iterations than GD", "GDNP iterations", "<", "GD iterations"),
         Check(
             "not_squared",
@@ -317,7 +355,7 @@ E10 = Experiment(
             "norm's rate, per iteration",
             "<=",
             "(1 - μ/L)²",
-            own=False,
+            kind=DOCUMENT,
         ),
         Check(
             "convex",
@@ -325,13 +363,20 @@ E10 = Experiment(
             "curvature along length times direction",
             ">",
             0.0,
-            own=False,
+            kind=DOCUMENT,
+        ),
+        Check(
+            "later",
+            "from a thousandth down to 1e-20 it falls on a line",
+            "R² of log gradient, later part",
+            ">",
+            0.99,
+            kind=AFTERWARDS,
         ),
     ),
     "Full batch, with μ and L the extreme eigenvalues of S = E[xxᵀ], not of the loss; Gaussian inputs with the moments "
-    "of the wine data, which need not be separable. The line is fitted from a thousandth of the first squared gradient "
-    "down to 1e-20 of it: the first steps are faster, and below it is rounding. Settled after the first numbers: this "
-    "stretch; over the first part alone R² is 0.95 to 0.97.",
+    "of the wine data, which need not be separable. The line is fitted from the first squared gradient down to 1e-10 "
+    "of it, where ratios are to stop; the first steps are faster than those that follow.",
     halfspaces,
     cost=4,
     dtype="float64",

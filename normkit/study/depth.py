@@ -7,7 +7,7 @@ import numpy as np
 from normkit import diagnostics
 from normkit.study import engine
 from normkit.study.lab import Lab
-from normkit.study.record import Check, Experiment, Found
+from normkit.study.record import AFTERWARDS, DOCUMENT, Check, Experiment, Found
 
 DEPTH = 90
 
@@ -54,6 +54,8 @@ E9 = Experiment(
     "Gradients through 90 layers",
     "At the start of 90 layers, do gradients decay without norm, grow with batch norm, and stay with backward "
     "gradient normalization?",
+    "90 layers at the start: without norm gradients decay, with batch norm they grow, with backward normalization they "
+    "are flat.",
     (
         Check(
             "none",
@@ -72,7 +74,12 @@ E9 = Experiment(
         Check("above", "backward normalization: no growth", "growth per layer, relu, backward", "<", 0.02),
         Check("below", "and no decay", "growth per layer, relu, backward", ">", -0.02),
         Check(
-            "tanh", "with tanh too they grow with batch norm", "growth per layer, tanh, batch norm", ">", 0.1, own=False
+            "tanh",
+            "with tanh too they grow with batch norm",
+            "growth per layer, tanh, batch norm",
+            ">",
+            0.1,
+            kind=DOCUMENT,
         ),
         Check(
             "flat",
@@ -80,9 +87,11 @@ E9 = Experiment(
             "growth per layer, relu, batch norm",
             "<",
             0.02,
-            own=False,
+            kind=DOCUMENT,
         ),
-        Check("prevents", "batch norm prevents the decay", "growth per layer, relu, batch norm", ">", -0.02, own=False),
+        Check(
+            "prevents", "batch norm prevents the decay", "growth per layer, relu, batch norm", ">", -0.02, kind=DOCUMENT
+        ),
     ),
     "90 layers of 64, Glorot's initialization (with ReLU, half of He's variance), one batch of 128 digits, before any "
     "training. ReLU's rate with batch norm is (π / (π - 1))^½ a layer in mean-field theory, e^0.19.",
@@ -95,11 +104,19 @@ E9B = Experiment(
     "E9b",
     "100 layers",
     "Do 100 layers train with skips and batch norm?",
+    "Residual layers and batch norm at 100 layers train.",
     (
         Check("trains", "to 90 % in 100 steps", "accuracy, skips and batch norm", ">=", 0.9),
-        Check("alone", "batch norm alone does not suffice (below 90 %)", "accuracy, batch norm alone", "<", 0.9),
-        Check("neither", "nor neither", "accuracy, neither", "<", 0.9),
-        Check("bn", "batch norm alone enables it", "accuracy, batch norm alone", ">=", 0.9, own=False),
+        Check(
+            "alone",
+            "batch norm alone does not suffice (below 90 %)",
+            "accuracy, batch norm alone",
+            "<",
+            0.9,
+            kind=AFTERWARDS,
+        ),
+        Check("neither", "nor neither", "accuracy, neither", "<", 0.9, kind=AFTERWARDS),
+        Check("bn", "batch norm alone enables it", "accuracy, batch norm alone", ">=", 0.9, kind=DOCUMENT),
     ),
     "100 residual layers of 64, x + relu(BN(Wx)), a last batch norm, batches of 128 digits, SGD at 0.1, 100 steps.",
     residual,

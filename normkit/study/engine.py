@@ -169,7 +169,9 @@ class Conv(Layer):
     def __call__(self, run, params, x):
         xp, weight = run.xp, params[f"{self.name}.weight"]
         n, h, w, c = x.shape
-        columns = xp.reshape(xp.concat(_shifted(xp, x), axis=3), (n * h * w, 9 * c))
+        edged = _edged(xp, x)
+        windows = [edged[:, i : i + h, j : j + w] for i, j in _PLACES]
+        columns = xp.reshape(xp.concat(windows, axis=3), (n * h * w, 9 * c))
         y = xp.reshape(columns @ weight + params[f"{self.name}.bias"], (n, h, w, self.shape[1]))
 
         def back(dy, grads):
@@ -177,31 +179,24 @@ class Conv(Layer):
             grads[f"{self.name}.weight"] = xp.matrix_transpose(columns) @ flat
             grads[f"{self.name}.bias"] = xp.sum(flat, axis=0)
             parts = xp.reshape(flat @ xp.matrix_transpose(weight), (n, h, w, 9 * c))
-            # Each part goes back where it came from: the opposite shift.
-            total = None
-            for k in range(9):
-                part = _shift(xp, parts[..., k * c : (k + 1) * c], 1 - k // 3, 1 - k % 3)
-                total = part if total is None else total + part
-            return total
+            # Each part goes back where it came from: the window on the opposite side.
+            edged = _edged(xp, parts)
+            return sum(
+                edged[:, 2 - i : 2 - i + h, 2 - j : 2 - j + w, k * c : (k + 1) * c] for k, (i, j) in enumerate(_PLACES)
+            )
 
         return y, back
 
 
-def _shift(xp: Any, x: Array, down: int, right: int) -> Array:
-    """x moved along its axes 1 and 2, with zeros where it came from."""
-    for axis, by in ((1, down), (2, right)):
-        if by:
-            cut = x[:, 1:] if axis == 1 else x[:, :, 1:]
-            lead = x[:, :1] if axis == 1 else x[:, :, :1]
-            if by > 0:
-                cut = x[:, :-1] if axis == 1 else x[:, :, :-1]
-            zero = xp.zeros_like(lead)
-            x = xp.concat([zero, cut] if by > 0 else [cut, zero], axis=axis)
-    return x
+_PLACES = tuple(itertools.product(range(3), range(3)))
 
 
-def _shifted(xp: Any, x: Array) -> list[Array]:
-    return [_shift(xp, x, k // 3 - 1, k % 3 - 1) for k in range(9)]
+def _edged(xp: Any, x: Array) -> Array:
+    """x with one zero more on each side of axes 1 and 2."""
+    zero = xp.zeros_like(x[:, :1])
+    x = xp.concat([zero, x, zero], axis=1)
+    zero = xp.zeros_like(x[:, :, :1])
+    return xp.concat([zero, x, zero], axis=2)
 
 
 class Pool(Layer):

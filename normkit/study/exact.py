@@ -10,7 +10,7 @@ from normkit import functional, vjp
 from normkit.stats import RunningStats
 from normkit.study import data, engine, norms
 from normkit.study.lab import Lab
-from normkit.study.record import Check, Experiment, Found
+from normkit.study.record import DOCUMENT, Check, Experiment, Found
 
 EXACT = 1e-9  # float64 with sums of some hundred terms; a wrong formula is off by more than 1e-3
 
@@ -145,6 +145,7 @@ E0 = Experiment(
     "E0",
     "The formulas",
     "Are the formulas of the documents those of batch norm, forward, backward and in inference?",
+    "Every formula, written as the documents write it, gives what normkit returns.",
     (
         Check("forward", "y = weight x̂ + bias with the biased variance", "forward", "<", EXACT),
         Check("biased", "the batch's variance divides by m", "variance, biased", "<", EXACT),
@@ -161,8 +162,8 @@ E0 = Experiment(
         Check("train", "batch norm in training does", "batch norm depends on the batch", ">", 1e-2),
         Check("running", "the running mean is 0.9 old + 0.1 new", "running mean, 0.9 old + 0.1 new", "<", EXACT),
         Check("bessel", "m / (m - 1) times the mean variance is the population's", "off by", "<", 0.01),
-        Check("shard", "and so it is on one shard of the batch", "the same on one shard", "<", EXACT, own=False),
-        Check("neglect", "without m / (m - 1) little is missing", "E var(batch of 2) / var", ">", 0.95, own=False),
+        Check("shard", "and so it is on one shard of the batch", "the same on one shard", "<", EXACT, kind=DOCUMENT),
+        Check("neglect", "without m / (m - 1) little is missing", "E var(batch of 2) / var", ">", 0.95, kind=DOCUMENT),
     ),
     "Exact in float64. The second term of the mean's gradient is zero only where the centre is the plain mean of "
     "exactly these samples: not on one shard of a batch, with weights, or with a mean that is a constant.",
@@ -176,21 +177,36 @@ E13 = Experiment(
     "E13",
     "What batch norm does to gradients and scales",
     "Do Theorem 4.1, scale invariance and the decoupling of length and direction hold exactly?",
+    "Theorem 4.1, scale invariance, decoupling exact.",
     (
         Check("theorem", "Theorem 4.1, with equality", "theorem 4.1, both sides apart", "<", EXACT),
-        Check("projector", "J = weight / std (I - 11ᵀ/m - x̂x̂ᵀ/m)", "projector form apart", "<", EXACT),
+        Check("projector", "J = weight / std (I - 11ᵀ/m - x̂x̂ᵀ/m)", "projector form apart", "<", EXACT, kind=DOCUMENT),
         Check("scale", "BN((aW)u) = BN(Wu)", "output of a W apart", "<", EXACT),
         Check("du", "the gradient of u does not change with a", "gradient of u apart", "<", EXACT),
         Check("dw", "the gradient of aW is 1/a of that of W", "a times gradient of a W apart", "<", EXACT),
         Check("radial", "the gradient is orthogonal to the weights", "radial part of the gradient", "<", EXACT),
         Check("step", "a step of eta at W is one of a² eta at aW", "step eta a^2 at a W apart", "<", EXACT),
-        Check("bias", "a bias before batch norm has gradient 0", "bias before batch norm, gradient", "<", EXACT),
+        Check(
+            "bias",
+            "a bias before batch norm has gradient 0",
+            "bias before batch norm, gradient",
+            "<",
+            EXACT,
+            kind=DOCUMENT,
+        ),
         Check("s-norm", "BN(Wx) = weight wᵀ(x - Ex) / |w|_S + bias", "w(x - Ex) / norm in S apart", "<", EXACT),
-        Check("minima", "weight = std, bias = mean: the same net", "minima kept: identity apart", "<", EXACT),
-        Check("norm", "the output's scale grows with |W|", "slope of output on norm of W", ">", 0.5, own=False),
-        Check("wx", "BN(Wx) = weight Wx/|Wx| + bias", "Wx / norm of Wx apart", "<", 0.05, own=False),
-        Check("sigma", "the gradient is dy / std alone", "dy / std alone apart", "<", 0.05, own=False),
-        Check("weights", "batch norm constrains the weights", "norm of W after 100 steps", "<=", 1.0, own=False),
+        Check(
+            "minima",
+            "weight = std, bias = mean: the same net",
+            "minima kept: identity apart",
+            "<",
+            EXACT,
+            kind=DOCUMENT,
+        ),
+        Check("norm", "the output's scale grows with |W|", "slope of output on norm of W", ">", 0.5, kind=DOCUMENT),
+        Check("wx", "BN(Wx) = weight Wx/|Wx| + bias", "Wx / norm of Wx apart", "<", 0.05, kind=DOCUMENT),
+        Check("sigma", "the gradient is dy / std alone", "dy / std alone apart", "<", 0.05, kind=DOCUMENT),
+        Check("weights", "batch norm constrains the weights", "norm of W after 100 steps", "<=", 1.0, kind=DOCUMENT),
     ),
     "Exact at eps = 0, one layer, with the activations that follow the norm matched; eps makes them approximate where "
     "the variance is of its size. The weights are not constrained: their norm grows with every step.",

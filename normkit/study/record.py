@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 REPRODUCED, PARTLY, NOT, UNTESTABLE = "reproduced", "partly", "not reproduced", "not testable offline"
 VERDICTS = (REPRODUCED, PARTLY, NOT, UNTESTABLE)
 
+#: What a check is for: the experiment's verdict; a document's claim beyond that; or neither, since it was settled (a
+#: slack, a stretch, another start) when first numbers had been seen.
+CRITERION, DOCUMENT, AFTERWARDS = "criterion", "document", "seen afterwards"
+
 #: Numbers by name and curves by name, of one seed.
 Found = tuple[dict[str, float], dict[str, Any]]
 
@@ -30,8 +34,7 @@ class Check:
     right: str | float
     factor: float = 1.0
     offset: float = 0.0
-    #: Whether the experiment's own verdict depends on it; some are only there for what a document says beyond that.
-    own: bool = True
+    kind: str = CRITERION
 
     @property
     def criterion(self) -> str:
@@ -56,7 +59,7 @@ class Check:
             "left": number(left),
             "right": number(right),
             "holds": bool(holds),
-            "own": self.own,
+            "kind": self.kind,
         }
 
 
@@ -67,6 +70,8 @@ class Experiment:
     name: str
     title: str
     question: str
+    #: The criterion as it was written down before there was a program; the verdict follows from these checks of it.
+    beforehand: str
     checks: tuple[Check, ...]
     condition: str
     run: Callable[[Lab], Found]
@@ -79,7 +84,7 @@ class Experiment:
     @property
     def criterion(self) -> list[str]:
         """What has to hold for "reproduced"; for "partly", some of it."""
-        return [check.criterion for check in self.checks if check.own]
+        return [check.criterion for check in self.checks if check.kind == CRITERION]
 
 
 def verdict(held: Sequence[bool]) -> str:

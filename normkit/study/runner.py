@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import importlib
 import json
 import os
@@ -17,7 +19,7 @@ import normkit
 from normkit.conformance.libraries import LIBRARIES, library
 from normkit.study.claims import claims
 from normkit.study.lab import Lab
-from normkit.study.record import REPRODUCED, Experiment, number, verdict
+from normkit.study.record import CRITERION, REPRODUCED, Experiment, number, verdict
 
 #: Called with an experiment, a seed's number and its share of all work.
 Step = Callable[[str, int, float], None]
@@ -73,6 +75,27 @@ def writable(out: Path) -> Path:
     return out
 
 
+#: What numbers come from: all of the package, Python and kernels. Its data and templates change no number.
+CODE = (".py", ".so")
+
+
+@functools.cache
+def sources(*packages: str) -> str:
+    """A digest of the code in these packages' folders: what other code has found is not to be taken for this one's."""
+    digest = hashlib.sha256()
+    for package in packages or ("normkit", "normkit.backends", "normkit.conformance"):
+        for folder in sorted(importlib.import_module(package).__path__):
+            for path in sorted(p for p in Path(folder).rglob("*") if p.suffix in CODE):
+                digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def settings_of(framework: str, seeds: int, quick: bool) -> dict[str, Any]:
+    """What a record must have been made with to be kept."""
+    options = {"framework": framework, "seeds": seeds, "quick": quick}
+    return {**options, "normkit": normkit.__version__, "sources": sources()}
+
+
 @contextlib.contextmanager
 def quiet(framework: str) -> Iterator[None]:
     """One thread, since the arrays are small, and numbers below the normal range as zeros, since they take long."""
@@ -105,7 +128,7 @@ def run(
 ) -> dict[str, dict[str, Any]]:
     """Every record by name: those asked for, run where they are not there, and those that were there."""
     writable(out)
-    settings = {"framework": framework, "seeds": seeds, "quick": quick, "normkit": normkit.__version__}
+    settings = settings_of(framework, seeds, quick)
     waiting = [e for e in asked if again or load(out, e.name, settings) is None]
     total, done = sum(e.cost for e in waiting) * seeds or 1.0, 0.0
     with quiet(framework):
@@ -138,8 +161,9 @@ def save(out: Path, experiment: Experiment, found: Sequence[tuple], settings: Ma
         "experiment": experiment.name,
         "title": experiment.title,
         "question": experiment.question,
+        "beforehand": experiment.beforehand,
         "criterion": experiment.criterion,
-        "verdict": verdict([c["holds"] for c in checks if c["own"]]),
+        "verdict": verdict([c["holds"] for c in checks if c["kind"] == CRITERION]),
         "condition": experiment.condition,
         "checks": checks,
         "numbers": numbers,

@@ -7,14 +7,16 @@ import numpy as np
 from normkit import diagnostics
 from normkit.study import data, engine
 from normkit.study.lab import Lab
-from normkit.study.record import Check, Experiment, Found
+from normkit.study.record import DOCUMENT, Check, Experiment, Found
 
 PAIR = (("none", None), ("batch norm", "batch"))
+#: Away from the plain net's edge, which is at 0.1.
+RATE = 0.05
 
 
 def by_gradients(lab: Lab) -> Found:
     """Definition 2.1 of Santurkar et al. every ten steps: layer by layer, the layers before it updated."""
-    rate = lab.array(0.1)
+    rate = lab.array(RATE)
     numbers: dict[str, float] = {}
     series: dict[str, np.ndarray] = {}
     for name, kind in PAIR:
@@ -30,7 +32,7 @@ def by_gradients(lab: Lab) -> Found:
             found = diagnostics.covariate_shift(objective, params, layers, updated)
             trace.add(k, l2=found.l2, cosine=found.cosine, relative=found.relative)
 
-        history = lab.train(net, 0.1, 150, watch=watch)
+        history = lab.train(net, RATE, 150, watch=watch)
         arrays = trace.arrays()
         early = arrays["step"] <= 50
         numbers[f"cosine, first 50 steps, {name}"] = float(np.median(arrays["cosine"][early]))
@@ -117,19 +119,20 @@ E4 = Experiment(
     "E4",
     "Internal covariate shift, by gradients",
     "Is the shift of Definition 2.1 no smaller with batch norm, early in training, although it trains better?",
+    "Batch norm's shift not below that without norm (cosine lower, l2 higher) early, yet batch norm trains better.",
     (
         Check(
             "cosine",
-            "the cosine between a layer's gradients is no higher",
+            "the cosine between a layer's gradients is lower",
             "cosine, first 50 steps, batch norm",
-            "<=",
+            "<",
             "cosine, first 50 steps, none",
         ),
         Check(
             "l2",
-            "the distance between them is no smaller",
+            "the distance between them is larger",
             "l2, first 50 steps, batch norm",
-            ">=",
+            ">",
             "l2, first 50 steps, none",
         ),
         Check(
@@ -145,10 +148,10 @@ E4 = Experiment(
             "cosine, first 50 steps, batch norm",
             ">",
             "cosine, first 50 steps, none",
-            own=False,
+            kind=DOCUMENT,
         ),
     ),
-    "Eight hidden layers of 64 with ReLU, batches of 128 digits, SGD at 0.1, first 50 steps. It is a shift of "
+    "Eight hidden layers of 64 with ReLU, batches of 128 digits, SGD at 0.05, first 50 steps. It is a shift of "
     "gradients, each layer's before and after the layers in front of it take their step.",
     by_gradients,
     cost=8,
@@ -159,6 +162,8 @@ E18 = Experiment(
     "E18",
     "Internal covariate shift in a deep linear net",
     "In 25 linear layers, is the cosine about 1 without batch norm and far below with it, although its loss is lower?",
+    "Deep linear net of 25 layers, best stable rate: cosine without norm ≈ 1, with batch norm far below, its "
+    "loss lower.",
     (
         Check("none", "the cosine is about 1 without batch norm", "cosine, none", ">=", 0.9),
         Check("batch", "and far below with it", "cosine, batch norm", "<=", "cosine, none", offset=-0.3),
@@ -180,6 +185,7 @@ E12 = Experiment(
     "E12",
     "Internal covariate shift, by distributions",
     "Do the distributions of the layers' inputs move less with batch norm?",
+    "KL(p_1‖p_k) and the drift of moments smaller with batch norm.",
     (
         Check(
             "kl",
@@ -196,7 +202,7 @@ E12 = Experiment(
             "KL of layer 1, none",
             ">",
             "KL of layer 3, none",
-            own=False,
+            kind=DOCUMENT,
         ),
         Check(
             "depth",
@@ -204,7 +210,7 @@ E12 = Experiment(
             "KL of layer 3, none",
             ">",
             "KL of layer 1, none",
-            own=False,
+            kind=DOCUMENT,
         ),
     ),
     "Three layers of 100 sigmoids, batches of 60 digits, SGD at 0.5, 1000 steps; histograms of 30 bins, 1024 digits.",
