@@ -109,3 +109,57 @@ def test_state_is_that_of_batch_norm():
 def test_refusals(make, words):
     with pytest.raises((ValueError, RuntimeError), match=words.replace("(", r"\(")):
         make()
+
+
+INF = float("inf")
+KEEPING = {
+    "noisy": lambda: NoisyBatchNorm(5),
+    "stop gradient": lambda: StopGradientBatchNorm(5),
+    "ghost": lambda: GhostBatchNorm(5, 2),
+    **{
+        f"p={p}, centred={centred}, consistent={consistent}": (
+            lambda p=p, centred=centred, consistent=consistent: LpNorm(5, p, centred=centred, consistent=consistent)
+        )
+        for p, centred, consistent in (
+            (1, False, False), (1, False, True), (2, False, False), (2, True, True), (INF, False, True),
+            (INF, True, False),
+        )
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", KEEPING.values(), ids=KEEPING)
+def test_recalibrate_is_one_pass_over_all_data(make):
+    batches = [images((n, 5, 4, 3), seed=n).detach().float() * n - n for n in (8, 2, 6)]
+    layer, whole = make(), make().double()
+    whole.momentum = 1.0
+    whole(torch.cat(batches).double())
+    gap = nk.statistics_gap(torch.nn.Sequential(layer), batches)
+    assert not gap.left and gap.layers[0].size > 1 and (layer.running_var == 1).all()
+    found = nk.recalibrate(torch.nn.Sequential(layer), batches)
+    assert not found.left and found.layers[0].kind == f"normkit.{type(layer).__name__}"
+    # What float32 keeps of sums in float64.
+    torch.testing.assert_close(layer.running_mean.double(), whole.running_mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(layer.running_var.double(), whole.running_var, rtol=1e-6, atol=0)
+
+
+def test_what_recalibrate_leaves():
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(5), LpNorm(5, 1, centred=True), BackwardGradientNorm())
+    found = nk.recalibrate(model, [images().detach().float()])
+    assert [layer.name for layer in found.layers] == ["0"]
+    assert [(layer.name, layer.reason) for layer in found.left] == [
+        ("1", "the 1-norm of x - mean is not known before the mean of all batches is")
+    ]
+
+
+def test_inspect_replace_and_restore_know_them():
+    layers = [*(make() for make in KEEPING.values()), BackwardGradientNorm()]
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(5), *layers)
+    found = nk.inspect(model)
+    assert [row.layer for row in found.rows] == ["BatchNorm2d", *(type(layer).__name__ for layer in layers[:-1])]
+    assert not found.unknown
+    for report in (nk.replace(model), nk.restore(model)):
+        assert [layer.name for layer in report.changed] == ["0"]
+        assert all(layer.reason.startswith("it is normkit's already") for layer in report.left)
+    assert len(nk.replace(model).left) == len(layers)
+    assert [*model][1:] == layers

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _LazyNormBase
 from torch.nn.utils import parametrize
 
 from normkit.backends.models import Recorded, original_of
-from normkit.backends.torch import known, layers
+from normkit.backends.torch import batch_variants, known, layers
+from normkit.core.plan import gaussian_factor
 from normkit.core.population import Population
 
 _BATCH = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -22,7 +24,7 @@ _OURS = (layers.BatchNormForward, layers.FrozenBatchNormForward, known.FrozenFor
 def formula(layer: nn.Module) -> type | str | None:
     """The class by whose forward pass a batch norm computes; why nobody knows; ``None`` for what is no batch norm."""
     kind: Any = type(layer)
-    if original_of(layer) is not None or kind.__module__ == layers.__name__:
+    if original_of(layer) is not None or kind.__module__ in (layers.__name__, batch_variants.__name__):
         return kind if issubclass(kind, _OURS) else None
     base = next((c for c in kind.__mro__ if c in _BATCH), None)
     recipes = known.recipes(kind)
@@ -58,8 +60,11 @@ class TorchRecalibrates:
             return "it is frozen: its statistics are constants"
         if layer.running_mean is None or layer.running_var is None:
             return "it has no running statistics"
+        if isinstance(layer, batch_variants.LpNorm) and layer.centred and layer.p == 1:
+            return "the 1-norm of x - mean is not known before the mean of all batches is"
         largest = torch.finfo(layer.running_var.dtype).max
-        return Recorded(numbers(layer.running_mean), numbers(layer.running_var), layer.eps, largest, unbiased=True)
+        unbiased = getattr(layer, "_unbiased", True)
+        return Recorded(numbers(layer.running_mean), numbers(layer.running_var), layer.eps, largest, unbiased)
 
     def record(self, layer: Any, mean: Any, var: Any, batches: int) -> None:
         """Written in place; ``num_batches_tracked`` is the number of batches."""
@@ -90,7 +95,7 @@ class TorchRecalibrates:
         """By hooks; a batch's statistics stand in for the running ones while the layer is called."""
 
         def hook(layer: nn.Module, args: tuple, kwargs: dict) -> None:
-            found = _population(next(iter((*args, *kwargs.values()))))
+            found = _population(layer, next(iter((*args, *kwargs.values()))))
             if see(layer, found) and found.count:
                 _write(layer, found.mean, found.var(unbiased=False))
 
@@ -100,7 +105,52 @@ class TorchRecalibrates:
             yield
 
 
-def _population(x: Tensor) -> Population:
+class NormPopulation(NamedTuple):
+    """Of the mean p-norm in the place of the standard deviation: what its square over all batches follows from."""
+
+    values: Population
+    #: The mean of ``|x|``, the least and the largest x.
+    absolute: Any
+    least: Any
+    most: Any
+    layer: batch_variants.LpNorm
+
+    @property
+    def count(self) -> int:  # type: ignore[override]  # in place of tuple.count
+        """Values per channel."""
+        return self.values.count
+
+    @property
+    def mean(self) -> Any:
+        """Their mean."""
+        return self.values.mean
+
+    @property
+    def m2(self) -> Any:
+        """The sum of squares of what they are from it."""
+        return self.values.m2
+
+    def merge(self, other: NormPopulation) -> NormPopulation:
+        """Those of both."""
+        if not other.count:
+            return self
+        values = self.values.merge(other.values)
+        absolute = self.absolute + (other.absolute - self.absolute) * (other.count / values.count)
+        least, most = np.minimum(self.least, other.least), np.maximum(self.most, other.most)
+        return NormPopulation(values, absolute, least, most, self.layer)
+
+    def var(self, unbiased: bool) -> Any:
+        """The norm's square, which the layer keeps as ``running_var``."""
+        p, centre = self.layer.p, self.mean if self.layer.centred else 0.0
+        if p == 2:
+            square = self.values.var(False) + (self.mean - centre) ** 2
+        else:
+            norm = self.absolute if p == 1 else np.maximum(self.most - centre, centre - self.least)
+            square = norm**2
+        return square * (gaussian_factor(p, self.count) if self.layer.consistent else 1.0) ** 2
+
+
+def _population(layer: nn.Module, x: Tensor) -> Any:
     """Of the channels at axis 1."""
     wide = x.detach().double()
     axes = [axis for axis in range(x.dim()) if axis != 1]
@@ -108,7 +158,10 @@ def _population(x: Tensor) -> Population:
     if not count:
         return Population()
     mean = wide.mean(axes, keepdim=True)
-    return Population(count, numbers(mean).reshape(-1), numbers((wide - mean).square().sum(axes)))
+    values = Population(count, numbers(mean).reshape(-1), numbers((wide - mean).square().sum(axes)))
+    if not isinstance(layer, batch_variants.LpNorm):
+        return values
+    return NormPopulation(values, *map(numbers, (wide.abs().mean(axes), wide.amin(axes), wide.amax(axes))), layer)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _LazyNormBase
 from torch.nn.utils import parametrize
 
 from normkit.backends.models import original_of, stand_in
-from normkit.backends.torch import known, layers
+from normkit.backends.torch import batch_variants, known, layers
 from normkit.backends.torch.batch_norms import TorchRecalibrates
 from normkit.backends.torch.folding import TorchFolds
 from normkit.backends.torch.objective import TorchDifferentiates
@@ -56,7 +56,9 @@ class TorchModels(TorchFolds, TorchRecalibrates, TorchDifferentiates):
         kind: Any = type(layer)
         if original_of(layer) is not None:
             return "it was replaced before"
-        if kind.__module__ == layers.__name__:
+        if kind is batch_variants.BackwardGradientNorm:
+            return "it is normkit's already: the identity, but for gradients"
+        if kind.__module__ in (layers.__name__, batch_variants.__name__):
             return "it is normkit's already"
         if isinstance(layer, _LazyNormBase):
             return "it is lazy and not built yet: run one batch through the model, then replace"

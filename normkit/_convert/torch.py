@@ -193,7 +193,9 @@ class Torch(Framework):
     def strangers(self, model: Any) -> dict[str, str]:
         from normkit.backends.torch.models import TorchModels
 
-        unknown = ((name, module) for name, module, layer in self._found(model) if layer is None)
+        found = ((name, module) for name, module, layer in self._found(model) if layer is None)
+        # Ours that is no norm of x has a name for what it does to gradients.
+        unknown = ((name, module) for name, module in found if not type(module).__module__.startswith("normkit."))
         verdicts = ((name, TorchModels().verdict(module)) for name, module in unknown)
         return {name: f"{LIKE}: {verdict}" for name, verdict in verdicts if isinstance(verdict, str)}
 

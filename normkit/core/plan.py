@@ -192,13 +192,17 @@ def lp_plan(layer: str, plan: Plan, p: float, centred: bool, consistent: bool) -
 
     ``consistent`` multiplies the norm so that of Gaussian x it is about the standard deviation.
     """
-    factor = 1.0
-    if consistent and p == 1:
-        factor = math.sqrt(math.pi / 2)
-    elif consistent and p == math.inf:
-        spread = math.sqrt(2 * math.log(max(plan.count or 2, 2)))
-        factor = (1 + math.sqrt(math.pi * math.log(4))) / (2 * spread)
+    factor = gaussian_factor(p, plan.count or 2) if consistent else 1.0
     return replace(plan, layer=layer, power=Power(p, centred, factor=factor))
+
+
+def gaussian_factor(p: float, count: int) -> float:
+    """What the mean p-norm of so many Gaussian values is multiplied by to be about their standard deviation."""
+    if p == 1:
+        return math.sqrt(math.pi / 2)
+    if p == math.inf:
+        return (1 + math.sqrt(math.pi * math.log(4))) / (2 * math.sqrt(2 * math.log(max(count, 2))))
+    return 1.0
 
 
 def group_plan(shape: Shape, num_groups: int, axis: int, eps: float) -> Plan:

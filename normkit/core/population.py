@@ -21,9 +21,11 @@ class Population(NamedTuple):
 
     def merge(self, other: Population) -> Population:
         """Those of both: ``m2 + m2' + (mean' - mean)² n n' / (n + n')``."""
-        count = self.count + other.count
-        if not count:
+        if not other.count:
             return self
+        if not self.count:
+            return other
+        count = self.count + other.count
         apart, share = other.mean - self.mean, other.count / count
         return Population(count, self.mean + apart * share, self.m2 + other.m2 + apart * apart * (self.count * share))
 
