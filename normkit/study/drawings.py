@@ -5,13 +5,46 @@ from __future__ import annotations
 import numpy as np
 
 from normkit.study.figures import axes, band, figure
+from normkit.study.record import CRITERION, NOT, PARTLY, REPRODUCED
+
+#: The colours of verdicts; what does not hold is hollow too.
+VERDICTS = {REPRODUCED: "C3", PARTLY: "C2", NOT: "C0"}
+
+
+@figure(
+    "verdicts",
+    caption="All verdicts. Left: what each criterion asks, full where it holds, hollow where it does not, in the "
+    "verdict's colour. Right: the documents' claims that the experiment has a part in, by their own verdicts.",
+)
+def verdicts(records):
+    made, (left, right) = axes(2, 0.9 + 0.27 * len(records), sharey=True, gridspec_kw={"width_ratios": [1.6, 1]})
+    rows = list(records.values())
+    for y, record in enumerate(rows):
+        color = VERDICTS[record["verdict"]]
+        for x, check in enumerate(c for c in record["checks"] if c["kind"] == CRITERION):
+            face = color if check["holds"] else "none"
+            left.plot(x + 1, y, marker="o", markersize=7, color=color, markerfacecolor=face)
+        start = 0
+        for verdict, shade in VERDICTS.items():
+            n = sum(claim["verdict"] == verdict for claim in record["claims"])
+            right.barh(y, n, left=start, height=0.62, color=shade, label=verdict if y == 0 else "")
+            start += n
+    names = [f"{r['title']}  {r['experiment']}" for r in rows]
+    left.set(yticks=range(len(rows)), yticklabels=names, ylim=(len(rows) - 0.4, -0.6), title="criterion")
+    left.tick_params(axis="y", labelsize=8.5, length=0)
+    left.set(xticks=[], xlim=(0.3, None))
+    left.grid(visible=False, axis="x")
+    right.set(title="claims")
+    made.legend(fontsize=8.5, loc="outside lower right", ncols=3)
+    return made
 
 
 @figure(
     "least_squares",
     "E7",
     caption="Least squares, wine and diabetes. Left: what is left of the excess loss, batch norm on the output, four "
-    "of the steps tried. Right: iterations to 0.01 % of it against the step; gradient descent ends at 2 / λmax.",
+    "of the steps tried (first seed). Right: iterations to 0.01 % of it against the step; gradient descent ends at "
+    "2 / λmax.",
 )
 def least_squares(e7):
     made, (left, *right) = axes(3)
@@ -30,7 +63,7 @@ def least_squares(e7):
             (line,) = ax.plot(rates, np.median(rows, 0), marker="o", markersize=3, label=label)
             ax.fill_between(rates, rows.min(0), rows.max(0), color=line.get_color(), alpha=0.18, linewidth=0)
         ax.set(xscale="log", yscale="log", xlabel="step × λmax", ylabel="iterations", title=name)
-    right[0].legend(fontsize=8.5)
+    right[0].legend(fontsize=8.5, loc="lower left")
     return made
 
 
@@ -67,6 +100,12 @@ def _by_rate(ax, curves, names, key="accuracy"):
     ax.set(xscale="log", xlabel="learning rate")
 
 
+def _counted(ax):
+    ticks = (20, 50, 100, 200, 300)
+    ax.set(ylabel="steps to loss 0.3", yscale="log", yticks=ticks, yticklabels=ticks)
+    ax.minorticks_off()
+
+
 @figure(
     "learning_rates",
     "E1",
@@ -78,21 +117,24 @@ def learning_rates(e1):
     left.set(ylabel="test accuracy", ylim=(0, 1.02))
     left.legend(fontsize=8.5)
     _by_rate(right, e1, ("none", "batch", "layer"), "steps")
-    right.set(ylabel="steps to loss 0.3", yscale="log")
+    _counted(right)
     return made
 
 
 @figure(
     "p_norms",
     "E5",
-    caption="Left: test accuracy against the learning rate. Right: what a hidden layer's nonlinearities are given "
-    "after a norm by the largest value: less spread than a standard deviation of 1.",
+    caption="Left and middle: test accuracy and steps to a loss of 0.3 (301: not reached) against the learning rate. "
+    "Right: what a hidden layer's nonlinearities are given after a norm by the largest value (first seed): less spread "
+    "than a standard deviation of 1.",
 )
 def p_norms(e5):
-    made, (left, right) = axes(2)
-    _by_rate(left, e5, ("none", "batch", "l1", "l2", "linf"))
+    made, (left, middle, right) = axes(3)
+    for ax, key in ((left, "accuracy"), (middle, "steps")):
+        _by_rate(ax, e5, ("none", "batch", "l1", "l2", "linf"), key)
     left.set(ylabel="test accuracy", ylim=(0, 1.02))
     left.legend(fontsize=8.5)
+    _counted(middle)
     right.hist(e5[0]["inputs"].ravel(), bins=60, density=True, label="L∞")
     x = np.linspace(-3, 3, 200)
     right.plot(x, np.exp(-x * x / 2) / np.sqrt(2 * np.pi), color="C1", label="Gaussian")
@@ -104,8 +146,8 @@ def p_norms(e5):
 @figure(
     "noise",
     "E2",
-    caption="Left: training loss (mean of 15 steps). Right: one unit's input over 512 digits every 50 steps: noise "
-    "behind batch norm moves it more than leaving batch norm out does.",
+    caption="Left: training loss (mean of 15 steps). Right: one unit's input over 512 digits every 50 steps (first "
+    "seed): noise behind batch norm moves it more than leaving batch norm out does.",
 )
 def noise(e2):
     made, (left, *right) = axes(4, gridspec_kw={"width_ratios": [2.2, 1, 1, 1]})
@@ -129,7 +171,7 @@ def noise(e2):
     "landscape",
     "E3",
     caption="Along the gradient, 1/2 to 4 learning rates: range of the loss and of the change of the gradient, and β, "
-    "during training; and medians at equal loss.",
+    "during training (first seed); and the change of the gradient at equal loss, medians over seeds.",
 )
 def landscape(e3):
     made, (loss, change, beta, bars) = axes(4, gridspec_kw={"width_ratios": [1, 1, 1, 1.3]})
@@ -145,9 +187,10 @@ def landscape(e3):
         bars.set(xticks=range(len(edges)), xticklabels=edges, xlabel="loss, from", title="gradient, equal loss")
     loss.set(title="loss", xlabel="step", yscale="log")
     change.set(title="change of gradient", xlabel="step", yscale="log")
-    beta.set(title="effective β", xlabel="step", yscale="log")
+    beta.set(title="effective β", xlabel="step", yscale="log", yticks=(5, 10, 20, 50), yticklabels=(5, 10, 20, 50))
     bars.set(yscale="log")
-    loss.legend(fontsize=8.5)
+    beta.minorticks_off()
+    loss.legend(fontsize=8.5, loc="lower left")
     return made
 
 
@@ -181,8 +224,8 @@ def shift(e4, e18):
 @figure(
     "percentiles",
     "E12",
-    caption="Left and middle: 15th, 50th and 85th percentiles of one input of the last hidden layer, as the first "
-    "paper shows them. Right: divergence of the last from the first distribution, by layer.",
+    caption="Left and middle: 15th, 50th and 85th percentiles of one input of the last hidden layer (first seed), as "
+    "the first paper shows them. Right: divergence of the last from the first distribution, by layer.",
 )
 def percentiles(e12):
     made, (left, middle, right) = axes(3)
@@ -231,9 +274,8 @@ def batch_sizes(e6):
 )
 def running(e8):
     made, (ax,) = axes()
-    for k, (name, label) in enumerate(
-        (("decay 0.99", "moving average, decay 0.99"), ("precise", "all training data"), ("decay 0.9", "decay 0.9"))
-    ):
+    for k, name in enumerate(("decay 0.99", "precise", "decay 0.9")):
+        label = "all training data" if name == "precise" else f"moving average, {name}"
         band(ax, e8[0]["steps"], [c[name] for c in e8], label, color=f"C{k}")
     ax.set(xlabel="step", ylabel="test error", yscale="log")
     ax.legend(fontsize=8.5)
@@ -301,7 +343,7 @@ def kernel(e15):
     for name in ("none", "batch norm"):
         rows = [c[f"{name}/kernel"] / c[f"{name}/kernel"].mean() for c in e15]
         band(ax, np.arange(1, len(rows[0]) + 1), [np.maximum(r, 1e-8) for r in rows], name)
-    ax.set(xscale="log", yscale="log", xlabel="rank", ylabel="eigenvalue over the mean", ylim=(1e-6, None))
+    ax.set(xscale="log", yscale="log", xlabel="rank", ylabel="eigenvalue over the mean")
     ax.legend(fontsize=8.5)
     return made
 

@@ -24,7 +24,7 @@ COLORS = {
 
 
 def figure(name: str, *experiments: str, caption: str) -> Callable[[Callable], Callable]:
-    """Enter a drawing function: it is given the curves of each experiment."""
+    """Enter a drawing function: it is given the curves of each experiment, or all records if it names none."""
 
     def enter(function):
         FIGURES[name] = experiments, caption, function
@@ -45,10 +45,10 @@ def draw(out: Path, records: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if not all(e in records for e in experiments):
             continue
         files = {}
-        curves = [runner.curves(out, e) for e in experiments]
+        given = [runner.curves(out, e) for e in experiments] or [records]
         for theme in INK:
             with _theme(matplotlib, theme):
-                made = function(*curves)
+                made = function(*given)
                 path = f"figures/{name}{'-dark' * (theme == 'dark')}.svg"
                 made.savefig(out / path, metadata={"Date": None}, bbox_inches="tight", transparent=True)
                 matplotlib.pyplot.close(made)
@@ -64,6 +64,7 @@ def _theme(matplotlib: Any, theme: str) -> Iterator[None]:
     ink, line, _ = INK[theme]
     settings = {
         "axes.edgecolor": line,
+        "axes.axisbelow": True,
         "axes.grid": True,
         "axes.labelcolor": ink,
         "axes.prop_cycle": matplotlib.cycler(color=COLORS[theme]),

@@ -11,10 +11,18 @@ from typing import Any
 
 from normkit.study import runner
 from normkit.study.claims import DOCUMENTS, claims
-from normkit.study.record import UNTESTABLE, VERDICTS
+from normkit.study.record import AFTERWARDS, CRITERION, DOCUMENT, UNTESTABLE, VERDICTS
 
 #: A mark beside each verdict, so that it does not hang on colours.
 MARKS = {"reproduced": "●", "partly": "◐", "not reproduced": "○", UNTESTABLE: "–"}
+
+
+#: What a check is for, as a heading.
+KINDS = {
+    CRITERION: "Criterion",
+    DOCUMENT: "What documents say beyond it: no part of the verdict above",
+    AFTERWARDS: "Seen afterwards: no part of any verdict",
+}
 
 
 def write(out: Path, records: Mapping[str, dict[str, Any]]) -> Path:
@@ -51,13 +59,13 @@ def _values(out: Path, records: Mapping[str, dict[str, Any]], drawn: Mapping[str
         {**record, "name": name, "figures": [drawn[f] for f in experiments[name].figures if f in drawn]}
         for name, record in records.items()
     ]
-    for row in rows:
-        for picture in row["figures"]:
-            picture["data"] = {k: _data(out / p) for k, p in picture["files"].items()}
+    for picture in drawn.values():
+        picture["data"] = {k: _data(out / p) for k, p in picture["files"].items()}
     said = [(c, c.judge(records)) for c in claims().values()]
     settings = next(iter(records.values()))["settings"] if records else {}
     return {
         "records": rows,
+        "overview": drawn.get("verdicts"),
         "missing": [name for name in experiments if name not in records],
         "documents": [
             (letter, title, [(c, v) for c, v in said if c.name[0] == letter]) for letter, title in DOCUMENTS.items()
@@ -65,6 +73,7 @@ def _values(out: Path, records: Mapping[str, dict[str, Any]], drawn: Mapping[str
         "counts": Counter(v for c, v in said if c.by and v is not None),
         "unjudged": sum(not c.by for c, _ in said),
         "verdicts": VERDICTS,
+        "kinds": KINDS,
         "marks": MARKS,
         "settings": settings,
         "seconds": sum(record["seconds"] for record in records.values()),
