@@ -40,6 +40,7 @@ ONLY = {
     "test_torch_devices.py": "torch",
     "test_rms_styles.py": "torch",
     "test_torch_fold.py": "torch",
+    "test_torch_graphs.py": "torch",
     "test_torch_layers.py": "torch",
     "test_torch_models.py": "torch",
     "test_torch_policies.py": "torch",

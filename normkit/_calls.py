@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from . import _validate as check
 from . import _values as values
 from ._dispatch import _by_type
 from .backends import Backend
 from .core import plan as plans
-from .core.normalize import Operands
+from .core.normalize import BatchStats, Operands
 from .core.plan import Plan, Shape
-
-if TYPE_CHECKING:
-    from .backends.kernels import Applied
 
 Array = Any
 
@@ -26,10 +23,21 @@ Call = tuple[Backend, Plan, Operands]
 CASTS = ("output", "input")
 
 
-def at_once(x, weight, bias, mean, var, mask, lengths, build: Callable[..., Plan], *args: Any) -> Applied | None:
+#: y, what the kernels saved for the gradient, statistics: an ``Applied`` without its name.
+Done = tuple[Array, Any, BatchStats | None]
+
+#: Whether a compiler reads this Python, and what serves a call then: set by such a library's backend. Asked first, for
+#: torch.compile checks before each call of a graph everything that it met on the way.
+compiling: Callable[[], bool] = bool
+in_graph: Callable[..., Done | None] | None = None
+
+
+def at_once(x, weight, bias, mean, var, mask, lengths, build: Callable[..., Plan], *args: Any) -> Done | None:
     """What comes of a call like one before it, whose arrays need no other look than the kernels' own; else ``None``."""
+    if compiling():
+        return None if in_graph is None else in_graph(x, weight, bias, mean, var, mask, lengths, build, *args)
     backend = _by_type.get(type(x))
-    if backend is None or backend.at_once is None or mask is not None or lengths is not None or backend.tracing():
+    if backend is None or backend.at_once is None or mask is not None or lengths is not None:
         return None
     try:
         plan = _cached(build, x.shape, *args)
@@ -58,7 +66,7 @@ def rms_norm(
 
 def group_norm(x, num_groups, weight=None, bias=None, *, axis=1, eps=1e-5, mask=None, lengths=None) -> Call:
     return _checked(
-        *_planned(x, group_plan, num_groups, axis, eps), Operands(x, weight, bias, None, None, mask), lengths
+        *_planned(x, group_plan, axis, eps, num_groups), Operands(x, weight, bias, None, None, mask), lengths
     )
 
 
@@ -144,7 +152,7 @@ def rms_plan(shape: Shape, axis, eps, weight_offset, cast="output") -> Plan:
     return plans.rms_plan(shape, check.several_axes(axis, shape), check.epsilon(eps), offset, cast)
 
 
-def group_plan(shape: Shape, num_groups, axis, eps) -> Plan:
+def group_plan(shape: Shape, axis, eps, num_groups) -> Plan:
     index = check.channel_axis(axis, shape)
     plan = plans.group_plan(shape, check.groups(num_groups, shape[index]), index, check.epsilon(eps))
     check.reduces(plan)

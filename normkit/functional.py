@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _calls
+from ._calls import at_once, batch_plan, batch_train_plan, group_plan, instance_plan, layer_plan, rms_plan
 from ._vjp import BINDERS
 from .core.normalize import BatchStats
 
@@ -63,9 +64,9 @@ def layer_norm(
 
     Source: Ba, Kiros, Hinton, "Layer Normalization", arXiv:1607.06450.
     """
-    done = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.layer_plan, axis, eps)
+    done = at_once(x, weight, bias, None, None, mask, lengths, layer_plan, axis, eps)
     if done is not None:
-        return done.y
+        return done[0]
     return _calls.run(_calls.layer_norm(x, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
 
 
@@ -129,9 +130,9 @@ def rms_norm(
     Source: Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467.
     """
     if cast == "output":
-        done = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.rms_plan, axis, eps, weight_offset)
+        done = at_once(x, weight, bias, None, None, mask, lengths, rms_plan, axis, eps, weight_offset)
         if done is not None:
-            return done.y
+            return done[0]
     options = {"axis": axis, "eps": eps, "weight_offset": weight_offset, "cast": cast}
     return _calls.run(_calls.rms_norm(x, weight, bias, **options, mask=mask, lengths=lengths))
 
@@ -191,9 +192,9 @@ def group_norm(
 
     Source: Wu, He, "Group Normalization", arXiv:1803.08494.
     """
-    done = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.group_plan, num_groups, axis, eps)
+    done = at_once(x, weight, bias, None, None, mask, lengths, group_plan, axis, eps, num_groups)
     if done is not None:
-        return done.y
+        return done[0]
     return _calls.run(_calls.group_norm(x, num_groups, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
 
 
@@ -246,9 +247,9 @@ def instance_norm(
 
     Source: Ulyanov, Vedaldi, Lempitsky, "Instance Normalization", arXiv:1607.08022.
     """
-    done = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.instance_plan, axis, eps)
+    done = at_once(x, weight, bias, None, None, mask, lengths, instance_plan, axis, eps)
     if done is not None:
-        return done.y
+        return done[0]
     return _calls.run(_calls.instance_norm(x, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
 
 
@@ -309,9 +310,9 @@ def batch_norm(
     Source: Ioffe, Szegedy, "Batch Normalization", arXiv:1502.03167.
     """
     if mean is not None and var is not None:
-        done = _calls.at_once(x, weight, bias, mean, var, mask, lengths, _calls.batch_plan, axis, eps)
+        done = at_once(x, weight, bias, mean, var, mask, lengths, batch_plan, axis, eps)
         if done is not None:
-            return done.y
+            return done[0]
     return _calls.run(_calls.batch_norm(x, mean, var, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths))
 
 
@@ -383,10 +384,10 @@ def batch_norm_train(
     longer, generalize better", arXiv:1705.08741.
     """
     if virtual_batch_size is None and single_value == "raise":
-        done = _calls.at_once(x, weight, bias, None, None, mask, lengths, _calls.batch_train_plan, axis, eps)
+        done = at_once(x, weight, bias, None, None, mask, lengths, batch_train_plan, axis, eps)
         if done is not None:
-            assert done.stats is not None
-            return done.y, done.stats
+            assert done[2] is not None
+            return done[0], done[2]
     backend, plan, operands = _calls.batch_norm_train(
         x,
         weight,

@@ -9,6 +9,7 @@ import array_api_compat.torch as xp
 import torch
 from torch.autograd import forward_ad
 
+from normkit import _calls
 from normkit.backends import kernels
 from normkit.backends.kernels import Applied
 from normkit.backends.protocol import Array, ArrayBackend
@@ -21,6 +22,9 @@ _FLOATING = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float
 
 #: What torch's autocast computes and returns in float32 on a GPU.
 _AUTOCAST_TO_FLOAT32 = frozenset({"layer_norm", "rms_norm", "group_norm"})
+
+#: Plans of several axes.
+_OVER_AXES = ("layer_plan", "rms_plan")
 
 
 class TorchBackend(ArrayBackend):
@@ -191,3 +195,64 @@ class _Fused(torch.autograd.Function):
 
 
 BACKEND = TorchBackend()
+
+
+def _in_graph(x, weight, bias, mean, var, mask, lengths, build, axis, *numbers) -> _calls.Done | None:
+    """A call that torch.compile reads, as one operator of which it reads nothing; ``None`` where that is none."""
+    name = _operator(build, kernels.mode)
+    if (
+        name is None
+        or mask is not None
+        or lengths is not None
+        or not isinstance(x, torch.Tensor)
+        or not (weight is None or isinstance(weight, torch.Tensor))
+        or not (bias is None or isinstance(bias, torch.Tensor))
+        or not (mean is None or (isinstance(mean, torch.Tensor) and isinstance(var, torch.Tensor)))
+        or not (type(axis) is int or (type(axis) is tuple and name in _OVER_AXES))
+    ):
+        return None
+    for n in numbers:
+        if type(n) is not float and type(n) is not int:
+            return None
+    found = _CALL(x, weight, bias, mean, var, name, axis if type(axis) is tuple else (axis,), numbers)
+    if not found:
+        return None
+    if name != "batch_train_plan":
+        return found[0], None, None
+    return found[0], None, BatchStats(found[1], found[2], x.numel() // x.shape[axis])
+
+
+def _operator(build: Callable[..., Plan], mode: str) -> str | None:
+    """What the operator is told to plan; ``None`` where there is to be none in the graph.
+
+    Not where values are mapped or differentiated within the graph, nor in an exported program, which is to run without
+    normkit. torch.compile takes the answer for these arguments, of which it checks again that the mode of the kernels
+    is the same.
+    """
+    if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return None
+    return build.__name__
+
+
+# As torch.compiler.assume_constant_result would have it, which imports the compiler.
+_operator._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _call(x, weight, bias, mean, var, build, axes, numbers):
+    """y, and mean and variance of a batch; nothing where the arguments are refused: by words, in Python."""
+    axis = axes[0] if len(axes) == 1 else axes
+    given = Operands(x, weight, bias, mean, var)
+    try:
+        plan = getattr(_calls, build)(tuple(x.shape), axis, *numbers)
+    except (TypeError, ValueError):
+        return []
+    shape = plan.param_shape
+    if x.dtype not in _FLOATING or not all(a is None or BACKEND.suits(a, shape, x.device) for a in given[1:]):
+        return []
+    y, stats = ops.apply(plan, given) if ops.serves(plan, given) else BACKEND.apply(plan, given)
+    return [y, *stats[:2]] if stats is not None else [y]
+
+
+ops.implement_call(_call)
+_CALL = torch.ops.normkit.call.default
+_calls.compiling, _calls.in_graph = torch.compiler.is_compiling, _in_graph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ SMALLEST_GIVEN = 1 << 20
 
 _library = torch.library.Library("normkit", "DEF")
 _library.define("kept(Tensor x) -> Tensor")
+# A whole call, as a graph first has it; it is never run, for it is made of what follows.
+_library.define(f"call(Tensor x, {_PARAMETERS}, str build, SymInt[] axes, Scalar[] numbers) -> Tensor[]")
 # What a user calls, differentiable; and what becomes of it in a graph. The latter run without Python where PyTorch lets
 # an extension in, and hand what is not plain memory to the last two.
 _library.define(f"normalize(Tensor x, {_PARAMETERS}, {_CALL}) -> (Tensor y, Tensor stats)")
@@ -188,6 +191,11 @@ class _Normalize(torch.autograd.Function):
 
 def _normalize(*arguments):
     return _Normalize.apply(*arguments)
+
+
+def implement_call(call: Callable[..., list[torch.Tensor]]) -> None:
+    """Say what a whole call is made of, which the backend knows."""
+    _library.impl("call", call, "CompositeImplicitAutograd")
 
 
 _library.impl("normalize", _normalize, "CompositeImplicitAutograd")

@@ -1,0 +1,127 @@
+"""What torch.compile sees of a call: one operator, whether or not kernels serve it; and what it says of refusals."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+import normkit as nk
+
+torch = importlib.import_module("torch")
+layers = importlib.import_module("normkit.torch")
+
+# torch.compile's own parts warn of each other when they are first imported.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+
+class Seen:
+    """A backend of torch.compile that runs a graph as it is, and keeps what it calls."""
+
+    def __init__(self) -> None:
+        self.graphs: list[list[str]] = []
+
+    def __call__(self, graph, _):
+        calls = [str(n.target) for n in graph.graph.nodes if n.op in ("call_function", "call_method")]
+        self.graphs.append([c for c in calls if "getitem" not in c])
+        return graph.forward
+
+
+CALLS = {
+    "layer_norm": lambda x, w, b: nk.layer_norm(x, w, b),
+    "layer_norm of several axes": lambda x, w, b: nk.layer_norm(x, axis=(1, 2)),
+    "rms_norm": lambda x, w, b: nk.rms_norm(x, w, weight_offset=1.0),
+    "group_norm": lambda x, w, b: nk.group_norm(x, 2, axis=1),
+    "instance_norm": lambda x, w, b: nk.instance_norm(x, w, b, axis=-1),
+    "batch_norm": lambda x, w, b: nk.batch_norm(x, b, w, w, b, axis=2),
+    "batch_norm_train": lambda x, w, b: nk.batch_norm_train(x, w, b, axis=2)[0],
+    "a layer": layers.LayerNorm(5),
+}
+
+
+def _arrays():
+    torch.manual_seed(0)
+    return torch.randn(3, 4, 5), torch.rand(5) + 0.5, torch.randn(5)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_compiler_reads_one_operator(name):
+    """What it reads it also checks before each call: 22 microseconds of a call, when it was all of normkit's Python."""
+    call, seen, (x, w, b) = CALLS[name], Seen(), _arrays()
+    arrays = (x,) if name == "a layer" else (x, w, b)
+    compiled = torch.compile(call, backend=seen, fullgraph=True)
+    torch.testing.assert_close(compiled(*arrays), call(*arrays), rtol=0, atol=0)
+    assert seen.graphs == [["normkit.call.default"]]
+
+
+def test_statistics_leave_the_graph():
+    x, seen = _arrays()[0], Seen()
+    stats = torch.compile(lambda x: nk.batch_norm_train(x, axis=1)[1], backend=seen, fullgraph=True)(x)
+    wanted = nk.batch_norm_train(x, axis=1)[1]
+    assert isinstance(stats, nk.BatchStats) and stats.count == wanted.count == 15
+    torch.testing.assert_close(stats[:2], wanted[:2])
+    assert seen.graphs == [["normkit.call.default"]]
+
+
+def test_numbers_may_be_symbols():
+    """eps, an axis and a number of groups that come from outside, where nothing is constant."""
+    x = torch.randn(3, 4, 6)
+    torch.compiler.reset()
+    for call, given in (
+        (lambda x, a, eps: nk.layer_norm(x, axis=a, eps=eps), ((1, 1e-5), (2, 1e-3), (2, 1e-2))),
+        (lambda x, g, eps: nk.group_norm(x, g, eps=eps), ((2, 1e-5), (4, 1e-3))),
+        (lambda x, a, offset: nk.rms_norm(x, axis=a, weight_offset=offset), ((1, 1.0), (2, 0.5))),
+    ):
+        compiled = torch.compile(call, backend="aot_eager", fullgraph=True, dynamic=True)
+        for numbers in given:
+            torch.testing.assert_close(compiled(x, *numbers), call(x, *numbers), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "group_norm", "batch_norm_train", "a layer"])
+def test_the_third_batch_size_finds_a_graph(name):
+    call, (_, w, b) = CALLS[name], _arrays()
+    seen = Seen()
+    torch.compiler.reset()
+    compiled = torch.compile(call, backend=seen, fullgraph=True)
+    for n in (3, 5, 7, 9):
+        x = torch.randn(n, 4, 5)
+        compiled(*((x,) if name == "a layer" else (x, w, b)))
+    assert len(seen.graphs) == 2
+    x = torch.randn(6, 4, 5)
+    torch._dynamo.mark_dynamic(x, 0)
+    compiled = torch.compile(call, backend=Seen(), fullgraph=True)
+    compiled(*((x,) if name == "a layer" else (x, w, b)))
+
+
+REFUSED = {
+    "axis": (lambda x: nk.layer_norm(x, axis=3), r"axis must be in \[-3, 2\] for x of shape \(3, 4, 5\); received 3\."),
+    "no integer": (lambda x: nk.group_norm(x, 2, axis=True), r"axis must be an integer; received True\."),
+    "several": (lambda x: nk.group_norm(x, 2, axis=(1,)), r"axis must be an integer; received tuple\."),
+    "eps": (lambda x: nk.rms_norm(x, eps=-1.0), r"eps must be a finite number >= 0; received -1\.0\."),
+    "text": (lambda x: nk.rms_norm(x, eps="a"), r"eps must be a number; received str 'a'\."),
+    "groups": (lambda x: nk.group_norm(x, 3), r"num_groups must divide the number of channels, 4; received 3\."),
+    "weight": (lambda x: nk.layer_norm(x, x[0, :, 0]), r"weight must have shape \(5,\); received shape \(4,\)\."),
+    "integers": (lambda x: nk.layer_norm(x.int()), r"x must be of a real floating-point dtype .*; received int32"),
+    "one value": (lambda x: nk.batch_norm_train(x[:1, :, :1]), r"batch_norm_train needs more than one value"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_have_the_same_words(name):
+    call, words = REFUSED[name]
+    torch.compiler.reset()
+    with pytest.raises((TypeError, ValueError), match=words):
+        torch.compile(call, backend="eager")(_arrays()[0])
+
+
+def test_masks_are_read():
+    """What no operator is there for is composed, in the same graph."""
+    x = _arrays()[0]
+    seen, mask = Seen(), x > -1
+
+    def call(x, mask):
+        return nk.layer_norm(x, mask=mask)
+
+    compiled = torch.compile(call, backend=seen, fullgraph=True)
+    torch.testing.assert_close(compiled(x, mask), call(x, mask), rtol=1e-6, atol=1e-6)
+    assert not any("normkit" in c for c in seen.graphs[0])
