@@ -117,6 +117,11 @@ class RMSNorm(Layer):
     bias              no                       no                         no                     no
     cast              "output"                 "output"                   "output"               "input"
     ================  =======================  =========================  =====================  ====================
+
+    The models' y is met to the last bit (but for one element in a thousand at most); their gradient need not be, as
+    theirs rounds ``dy * weight`` to the narrow dtype before the rest: of 64 x 512 bfloat16 numbers, Llama's gradient of
+    x differs in 28 % and T5's in 36 %, and in each of those normkit's is nearer to float64. Off by at most 0.43 units
+    of 2**-7 of the row's largest, theirs by 0.67 and 1.07; in the median 0.022, theirs 0.028 and 0.033.
     """
 
     _trailing = True
