@@ -1,5 +1,6 @@
 """The variants in every library: y against the definitions, gradients against differences, and what they are not."""
 
+import functools
 import math
 
 import numpy as np
@@ -10,8 +11,13 @@ from normkit._dispatch import backend_of
 from normkit.backends import kernels
 from normkit.conformance import oracle, variants
 from normkit.conformance.checks import assert_close, unchanged
-from normkit.conformance.libraries import first
+from normkit.conformance.libraries import LIBRARIES, first
 from normkit.conformance.misfits import arrays, refused
+
+# torch.compile's own parts warn of each other when they are first imported.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+MODES = [mode for library in LIBRARIES.values() for mode in library.modes]
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +41,42 @@ def test_value_and_gradient(library, dtype, case):
 @pytest.mark.grid(cases=variants.FEW, thrifty=variants.FEW[:1], dtypes=["float64", "float16", "bfloat16"])
 def test_other_dtypes(library, dtype, case):
     _check(library, dtype, case)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_compiled(library, mode):
+    """One of each kind in one graph, for which a compiler takes hardly longer than for one of them."""
+    if mode not in library.modes:
+        pytest.skip(f"{mode} is another library's")
+    calls = [(case, case.operands("float32")) for case in variants.FEWER]
+    given = [variants.given(library, case, values, "float32") for case, values in calls]
+    flat = [a[name] for (case, _), a in zip(calls, given, strict=True) for name in case.names]
+    xp = backend_of("x", flat[0]).namespace(flat[0])
+
+    def joined(ys):
+        return xp.concat([xp.reshape(y, (-1,)) for y in ys], axis=0)
+
+    def together(*arrays):
+        ys, start = [], 0
+        for (case, _), a in zip(calls, given, strict=True):
+            end = start + len(case.names)
+            options = {**case.options, **({"mask": a["mask"]} if case.masked else {})}
+            ys.append(first(getattr(nk, case.function)(*arrays[start:end], **options)))
+            start = end
+        return joined(ys)
+
+    y, found = library.vjp(library.compiled(together, mode), flat, {}, joined([a["dy"] for a in given]))
+    kind, at, start = library.kind(y), iter(range(len(flat))), 0
+    for case, values in calls:
+        wanted, reference = variants.forward(case, values), variants.vjp(case, values)
+        assert_close(library, xp.reshape(y[start : start + wanted.size], wanted.shape), wanted, kind, "forward")
+        start += wanted.size
+        for name in case.names:
+            gradient = found.get(next(at))
+            if name in reference:
+                assert_close(library, gradient, reference[name], kind, "gradient")
+            else:
+                assert gradient is None or not library.numpy(gradient).any()
 
 
 def _check(library, dtype, case):
@@ -154,13 +196,26 @@ def test_running_statistics_of_norms(library, p):
 @pytest.mark.parametrize(("cast", "offset"), [("input", 0.0), ("output", 0.0), ("output", 1.0), ("input", 1.0)])
 def test_where_rms_norm_rounds(library, dtype, cast, offset):
     """Element by element the narrow number that the definition has; of the other cast point, many are not."""
+    _rounds(library, dtype, cast, offset)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.grid(dtypes=["bfloat16"])
+def test_where_a_compiled_rms_norm_rounds(library, dtype, mode):
+    """A compiler that computes in float32 must not leave the rounding before the weight out."""
+    if mode not in library.modes:
+        pytest.skip(f"{mode} is another library's")
+    _rounds(library, dtype, "input", 1.0, mode)
+
+
+def _rounds(library, dtype, cast, offset, mode=None):
     rng = np.random.default_rng(0)
     x, w = (variants.rounded(rng.normal(size=n), dtype) for n in ((64, 96), 96))
     dy = variants.rounded(rng.normal(size=x.shape), dtype)
     given = [library.array(a, kind) for a, kind in ((x, dtype), (w, "float32"), (dy, dtype))]
-    y, (dx, dweight) = _with_gradients(
-        library, nk.rms_norm, given[:2], {"weight_offset": offset, "cast": cast}, given[2]
-    )
+    function = functools.partial(nk.rms_norm, weight_offset=offset, cast=cast)
+    function = function if mode is None else library.compiled(function, mode)
+    y, (dx, dweight) = _with_gradients(library, function, given[:2], {}, given[2])
     xhat = oracle.rms_norm(x).astype(float)
     expected, other = variants.rounded(variants.rounded(xhat, dtype) * (w + offset), dtype), xhat * (w + offset)
     expected, other = (expected, other) if cast == "input" else (variants.rounded(other, dtype), expected)

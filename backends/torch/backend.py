@@ -14,7 +14,7 @@ from normkit.backends import kernels
 from normkit.backends.kernels import Applied
 from normkit.backends.protocol import Array, ArrayBackend
 from normkit.backends.torch import ops
-from normkit.core.moments import Habits, Moments, rescue_always, rescue_if_needed
+from normkit.core.moments import Habits, Moments, rescue_always, rescue_if_needed, there_and_back
 from normkit.core.normalize import BatchStats, Gradients, Operands, forward, returned_stats, vjp
 from normkit.core.plan import Plan, Shape
 
@@ -95,12 +95,21 @@ def _autocast(plan: Plan, device: str) -> bool:
 
 
 def _habits(plan: Plan, x: torch.Tensor) -> Habits:
+    rounded = _rounded if torch.compiler.is_compiling() else there_and_back
     if x.device.type != "cpu":
         # Sums are trees, and looking at a value would wait for the device.
-        return Habits()
+        return Habits(rounded=rounded)
     # Sums are cascades along one axis or the last ones in memory, and one by one over some sets of others.
     wide = not (plan.trailing and x.is_contiguous())
-    return Habits(wide, staged=True, rescue=rescue_always if _traced(x) else rescue_if_needed)
+    return Habits(wide, staged=True, rescue=rescue_always if _traced(x) else rescue_if_needed, rounded=rounded)
+
+
+def _rounded(_: Any, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """TorchInductor leaves out a cast there and back: here float32 is rounded in units of its own power of two."""
+    kind, wide = torch.finfo(dtype), torch.finfo(values.dtype)
+    power = (values.detach().view(torch.int32) & 0x7F800000).view(values.dtype)
+    step = power.clamp(min=max(kind.tiny, wide.tiny / kind.eps)) * kind.eps
+    return values + (torch.round(values / step) * step - values).detach()
 
 
 def _recorded(operands: Operands) -> bool:

@@ -45,7 +45,7 @@ class Habits(NamedTuple):
     longest: int = 0
     #: How to choose between squares of ``d`` and squares of ``d`` times a power of two.
     rescue: Callable[[Plain, Rescued], tuple[Array, ...]] = rescue_always
-    #: How to round to a narrower dtype, where a compiler leaves out a cast there and back (XLA).
+    #: How to round to a narrower dtype, where a compiler leaves out a cast there and back.
     rounded: Callable[[Any, Array, Any], Array] = there_and_back
 
 
