@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from normkit.conformance import kernel_inputs
 from normkit.conformance.jax_inputs import SMALL, as_usual, called, jax, same
 from normkit.conformance.kernel_inputs import LARGE, LAYERS
 from normkit.conformance.xla_runtime import Buffer, Runtime, Version
+from normkit.core.normalize import Operands
 
 __all__ = ["as_usual"]
 
@@ -131,6 +133,41 @@ def test_threads_that_do_not_come(refuses):
         task()
     assert not y.any()
     assert not runtime.errors
+
+
+def test_threads_that_come_at_once():
+    """Several programs, whose calls are shared among threads, and batches of calls too small for that."""
+    called_by, wrong = [], []
+
+    def program(layer, shape, options, instances):
+        runtime = Runtime(prompt=True)
+        plan = LAYERS[layer](shape, {"eps": 1e-5, **options})
+        many = np.random.default_rng(0).standard_normal((instances, *shape), "f4")
+        wanted = np.stack([kernels.forward(plan, Operands(x))[0] for x in many])
+        attributes = fused._attributes(plan, ("x",), ("y",), instances, ("x",))
+
+        def work():
+            for _ in range(10):
+                y = np.full_like(many, np.nan)
+                frame = runtime.frame([many], [y], attributes)
+                if not (runtime.run(frame) and same(y, wanted)):
+                    wrong.append((layer, runtime.errors))
+            for thread in runtime.threads:
+                thread.join()
+
+        return work
+
+    for row in (
+        ("layer_norm", (700, 257), {"axis": (-1,)}, 1),
+        ("group_norm", (5, 24, 40, 11), {"axis": 1, "num_groups": 6}, 3),
+        ("batch_norm_train", (4, 24, 13), {"axis": 1}, 90),
+    ):
+        called_by.append(threading.Thread(target=program(*row)))
+    for thread in called_by:
+        thread.start()
+    for thread in called_by:
+        thread.join()
+    assert not wrong
 
 
 def test_frames_of_another_age():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 
 import numpy as np
 
@@ -36,12 +37,13 @@ _REFUSED, _EXECUTE = 0xBAD, 3
 
 
 class Runtime:
-    """Says what XLA would not: other versions, no threads, late ones."""
+    """Says what XLA would not: other versions, no threads, late ones; or has its threads in sight of a sanitizer."""
 
-    def __init__(self, count: int = 4, refuses: str = "") -> None:
+    def __init__(self, count: int = 4, refuses: str = "", prompt: bool = False) -> None:
         self.errors: list[str] = []
         self.destroyed = 0
         self.late: list = []
+        self.threads: list[threading.Thread] = []
         self._alive: list = []
 
         def create_error(given):
@@ -56,7 +58,11 @@ class Runtime:
             if refuses == "schedule":
                 return _REFUSED
             task, data = ctypes.CFUNCTYPE(None, _P)(asked.task), asked.data
-            self.late.append(lambda: task(data))
+            if prompt:
+                self.threads.append(threading.Thread(target=task, args=(data,)))
+                self.threads[-1].start()
+            else:
+                self.late.append(lambda: task(data))
             return None
 
         def threads(given):
