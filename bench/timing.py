@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import gc
 import itertools
@@ -66,7 +67,9 @@ def interleaved(
     seconds: float = 0.5,
     rounds: int = ROUNDS,
 ) -> dict[str, list[float]]:
-    """Seconds per call of each thunk in each round: A B C A B C ... for ``seconds``, and ``rounds`` times at least.
+    """Seconds per call of each thunk in each round: A B C B C A ... for ``seconds``, and ``rounds`` times at least.
+
+    Who comes first changes, for the memory that one frees may be what the next must ask the system for.
 
     ``within`` has the contexts of those thunks that run in one, entered for each turn. ``wait`` blocks until the device
     has done what it was told. A result lives until the clock has been read.
@@ -77,12 +80,14 @@ def interleaved(
         with within.get(name, contextlib.nullcontext)():
             calls[name] = _warmed(thunk, wait)
     times: dict[str, list[float]] = {name: [] for name in thunks}
+    order = collections.deque(thunks)
     with without_collection():
         end = perf_counter() + seconds
         while len(next(iter(times.values()))) < rounds or perf_counter() < end:
-            for name, thunk in thunks.items():
+            for name in order:
                 with within.get(name, contextlib.nullcontext)():
-                    times[name].append(_turn(thunk, wait, calls[name]))
+                    times[name].append(_turn(thunks[name], wait, calls[name]))
+            order.rotate(-1)
     return times
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from normkit.backends import kernels
-from normkit.conformance.kernel_inputs import dtype_of, make, operands_of
+from normkit.conformance.kernel_inputs import SMALL, dtype_of, make, operands_of
 from normkit.conformance.libraries import LIBRARIES
 from normkit.core.normalize import Operands
 from normkit.core.plan import Plan
@@ -18,15 +18,6 @@ if not kernels.info()["built"]:
     pytest.skip("the kernels are not built into this installation", allow_module_level=True)
 if jax.default_backend() != "cpu":
     pytest.skip("the kernels are for the CPU", allow_module_level=True)
-
-SMALL: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
-    "layer_norm": ((5, 7, 12), {"axis": (-1,)}),
-    "rms_norm": ((5, 7, 12), {"axis": (-1,), "weight_offset": 1.0}),
-    "group_norm": ((5, 12, 3, 4), {"axis": 1, "num_groups": 4}),
-    "instance_norm": ((5, 3, 4, 12), {"axis": 3}),
-    "batch_norm": ((5, 12, 3, 4), {"axis": 1}),
-    "batch_norm_train": ((5, 12, 3, 4), {"axis": 1}),
-}
 
 
 @pytest.fixture(autouse=True)

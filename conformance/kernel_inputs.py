@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -22,6 +24,17 @@ LAYERS = {
     "instance_norm": lambda s, o: plans.instance_plan(s, o["axis"], o["eps"]),
     "batch_norm": lambda s, o: plans.batch_plan(s, o["axis"], o["eps"], given=True),
     "batch_norm_train": lambda s, o: plans.batch_plan(s, o["axis"], o["eps"], given=False),
+}
+
+
+#: A small call of each layer.
+SMALL: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "layer_norm": ((5, 7, 12), {"axis": (-1,)}),
+    "rms_norm": ((5, 7, 12), {"axis": (-1,), "weight_offset": 1.0}),
+    "group_norm": ((5, 12, 3, 4), {"axis": 1, "num_groups": 4}),
+    "instance_norm": ((5, 3, 4, 12), {"axis": 3}),
+    "batch_norm": ((5, 12, 3, 4), {"axis": 1}),
+    "batch_norm_train": ((5, 12, 3, 4), {"axis": 1}),
 }
 
 

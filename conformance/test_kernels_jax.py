@@ -14,7 +14,8 @@ import pytest
 
 import normkit as nk
 from normkit.backends import kernels
-from normkit.backends.jax import backend, fused
+from normkit.backends.jax import backend
+from normkit.backends.kernels import programs
 from normkit.conformance import kernel_inputs
 from normkit.conformance.jax_inputs import as_usual, called, jax, same
 from normkit.conformance.kernel_inputs import LAYERS
@@ -58,7 +59,7 @@ def test_only_what_is_asked_for(layer):
     def results(function):
         """What the calls in a program return, in their order."""
         bits = re.findall(r"results = (\d+) : i64", jax.jit(function).lower(operands, dy).as_text())
-        return [{name for i, name in enumerate(fused.SLOTS) if int(found) >> i & 1} for found in bits]
+        return [{name for i, name in enumerate(programs.SLOTS) if int(found) >> i & 1} for found in bits]
 
     def gradients(*names):
         def some(operands, dy):

@@ -12,6 +12,7 @@ import pytest
 import normkit as nk
 from normkit.backends import kernels
 from normkit.backends.jax import fused
+from normkit.backends.kernels import programs
 from normkit.conformance import kernel_inputs
 from normkit.conformance.jax_inputs import SMALL, as_usual, called, jax, same
 from normkit.conformance.kernel_inputs import LARGE, LAYERS
@@ -73,7 +74,7 @@ def _by_hand(takes=(4, 6), returns=(4, 6), **changed):
     plan = called("layer_norm", (4, 6), {"axis": (-1,)}, affine=False)[0]
     attributes = fused._attributes(plan, ("x",), ("y",), None, ())
     out = jax.ShapeDtypeStruct(returns, "float32")
-    call = jax.ffi.ffi_call(fused.TARGET, out)
+    call = jax.ffi.ffi_call(programs.TARGET, out)
     return np.asarray(call(jax.numpy.ones(takes, "float32"), **{**attributes, **changed}))
 
 
@@ -87,7 +88,7 @@ def test_a_call_that_does_not_fit_is_an_error():
         "known kind and positive sizes": {"outer": np.int64(2**60), "channels": np.int64(2**60)},
         "weight is missing": {"operands": np.int64(0b101)},
         "dy has 24 elements of type 11": {"operands": np.int64(0b10)},
-        "do not make up a call": {"results": np.int64(1 << fused.SLOTS.index("dweight")), "returns": (6,)},
+        "do not make up a call": {"results": np.int64(1 << programs.SLOTS.index("dweight")), "returns": (6,)},
         "attribute 4 must be eps, an float64": {"eps": np.float32(1)},
         "attribute 0 must be batch": {"another": np.int64(1)},
     }.items():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -15,25 +13,15 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, partial_eval
 
 from normkit.backends import kernels
-from normkit.backends.kernels.routes import Route, reordered, route
+from normkit.backends.kernels import programs
+from normkit.backends.kernels.programs import GRADIENTS, OPERANDS, SLOTS, TARGET, the_route, turned
 from normkit.backends.protocol import FLOATING
 from normkit.core import normalize
 from normkit.core.moments import Habits, Moments, Plain, Rescued
 from normkit.core.normalize import Gradients, Operands
-from normkit.core.plan import Plan, group_plan
+from normkit.core.plan import Plan
 
 Array = Any
-
-#: What XLA knows the handler by.
-TARGET = "normkit"
-#: The arrays of a call, in the order in which those that are there are passed; the same as Slot in src/ffi.cpp.
-SLOTS = (
-    "x", "dy", "weight", "bias", "given_mean", "given_var",
-    "y", "mean", "residue", "var", "rstd", "dweight", "dbias", "dmean", "dvar",
-)  # fmt: skip
-#: The operands of a plan, and where each one's gradient is.
-_OPERANDS = ("x", "weight", "bias", "given_mean", "given_var")
-_GRADIENTS = ("y", "dweight", "dbias", "dmean", "dvar")
 
 
 def rescue_by_cond(plain: Plain, rescued: Rescued) -> tuple[Array, ...]:
@@ -54,52 +42,32 @@ HABITS = Habits(rescue=rescue_by_cond, rounded=reduced)
 
 def forward(plan: Plan, operands: Operands, *, save: bool) -> tuple[Array, Moments]:
     """``y``, and the moments as far as they are wanted: those that a gradient needs, or those of a batch."""
-    plan, order, inverse = _turned(plan)
+    plan, order, inverse = turned(plan)
     operands = _transposed(operands, order)
     wanted: tuple[str, ...] = ()
     if operands.mean is None and (save or plan.layer == "batch_norm_train"):
-        wanted = ("mean", "residue", "var", "rstd") if plan.center else ("var", "rstd")
-    found = _bind(plan, _given(operands), ("y", *wanted))
+        wanted = programs.saved(plan)
+    found = _bind(plan, programs.given(operands), ("y", *wanted))
     y = found["y"] if inverse is None else jnp.transpose(found["y"], inverse)
     return y, Moments(found.get("mean"), found.get("residue"), found.get("var"), found.get("rstd"), plan.count or 0)
 
 
 def vjp(plan: Plan, operands: Operands, used: Moments, dy: Array) -> Gradients:
     """Gradients of ``sum(y * dy)``; those that turn out not to be needed are not computed."""
-    plan, order, inverse = _turned(plan)
+    plan, order, inverse = turned(plan)
     operands = _transposed(operands, order)
     dy = dy.astype(operands.x.dtype)
-    given = {**_given(operands), "dy": dy if order is None else jnp.transpose(dy, order)}
+    given = {**programs.given(operands), "dy": dy if order is None else jnp.transpose(dy, order)}
     given |= {name: a for name, a in used._asdict().items() if name in ("mean", "residue", "rstd") and a is not None}
-    wanted = [slot for name, slot in zip(_OPERANDS, _GRADIENTS, strict=True) if name in given]
+    wanted = [slot for name, slot in zip(OPERANDS, GRADIENTS, strict=True) if name in given]
     found = _bind(plan, given, wanted)
     if inverse is not None:
         found["y"] = jnp.transpose(found["y"], inverse)
-    return Gradients(*map(found.get, _GRADIENTS))
-
-
-@functools.lru_cache(maxsize=1024)
-def _turned(plan: Plan) -> tuple[Plan, tuple[int, ...] | None, tuple[int, ...] | None]:
-    """The plan for x with its axes in another order, that order and its inverse, where a kernel needs it."""
-    if route(plan, False) is not None:
-        return plan, None, None
-    found = reordered(plan)
-    assert found is not None, "accelerates() was not asked"
-    shape = tuple(plan.shape[a] for a in found.order)
-    if plan.layer == "group_norm":
-        return group_plan(shape, found.route.groups, 1, plan.eps), found.order, found.inverse
-    axes = tuple(sorted(map(found.inverse.__getitem__, plan.axes)))
-    view = tuple(plan.param_view[a] for a in found.order)
-    turned = dataclasses.replace(plan, shape=shape, view=shape, axes=axes, param_view=view)
-    return turned, found.order, found.inverse
+    return Gradients(*map(found.get, GRADIENTS))
 
 
 def _transposed(operands: Operands, order: tuple[int, ...] | None) -> Operands:
     return operands if order is None else operands._replace(x=jnp.transpose(operands.x, order))
-
-
-def _given(operands: Operands) -> dict[str, Array]:
-    return {name: a for name, a in zip(_OPERANDS, operands, strict=False) if a is not None}
 
 
 def _bind(plan: Plan, given: dict[str, Array], results: Sequence[str]) -> dict[str, Array]:
@@ -118,7 +86,7 @@ def _composed(*arrays: Array, plan: Plan, operands, results, batch=None, batched
 
         return jax.vmap(one, axes, axis_size=batch)(*arrays)
     given = dict(zip(operands, arrays, strict=True))
-    call = Operands(*map(given.get, _OPERANDS))
+    call = Operands(*map(given.get, OPERANDS))
     if "dy" not in given:
         y, used = normalize.forward(jnp, plan, call, HABITS)
         found = {**used._asdict(), "y": y}
@@ -127,24 +95,17 @@ def _composed(*arrays: Array, plan: Plan, operands, results, batch=None, batched
             used = Moments(given.get("mean"), given.get("residue"), None, given["rstd"], plan.count or 0)
         else:
             used = normalize.forward(jnp, plan, call, HABITS)[1]
-        needs = Gradients(*(name in results for name in _GRADIENTS))
+        needs = Gradients(*(name in results for name in GRADIENTS))
         gradients = normalize.vjp(jnp, plan, call, used, given["dy"], HABITS, needs=needs)
-        found = dict(zip(_GRADIENTS, gradients, strict=True))
+        found = dict(zip(GRADIENTS, gradients, strict=True))
     return [found[name] for name in results]
 
 
 def _abstract(*avals, plan: Plan, operands, results, batch, batched):
-    given = dict(zip(operands, avals, strict=True))
-    x = given["x"].dtype
-    stats = jnp.float64 if x == jnp.float64 else jnp.float32
-    moments_shape = _route(plan).moments_shape
-    shapes = {"y": (plan.shape, x)}
-    shapes |= dict.fromkeys(("mean", "residue", "var", "rstd"), (moments_shape, stats))
-    for name, gradient in zip(_OPERANDS[1:], _GRADIENTS[1:], strict=True):
-        if name in given:
-            shapes[gradient] = (plan.param_shape, given[name].dtype)
+    dtypes = {name: a.dtype for name, a in zip(operands, avals, strict=True)}
+    found = programs.layouts(plan, dtypes, jnp.float64 if dtypes["x"] == jnp.float64 else jnp.float32)
     lead = () if batch is None else (batch,)
-    return [jax.core.ShapedArray((*lead, *shape), dtype) for shape, dtype in map(shapes.__getitem__, results)]
+    return [jax.core.ShapedArray((*lead, *shape), dtype) for shape, dtype in map(found.__getitem__, results)]
 
 
 def _jvp(primals, tangents, **params):
@@ -214,7 +175,7 @@ def _attributes(plan: Plan, operands, results, batch, batched) -> dict[str, Any]
     def bits(names):
         return np.int64(sum(1 << SLOTS.index(name) for name in names))
 
-    sizes = {name: np.int64(n) for name, n in _route(plan)._asdict().items() if isinstance(n, int)}
+    sizes = {name: np.int64(n) for name, n in the_route(plan)._asdict().items() if isinstance(n, int)}
     return {
         **sizes,
         "eps": np.float64(plan.eps),
@@ -225,12 +186,6 @@ def _attributes(plan: Plan, operands, results, batch, batched) -> dict[str, Any]
         "batch": np.int64(1 if batch is None else batch),
         "batched": bits(batched),
     }
-
-
-def _route(plan: Plan) -> Route:
-    found = route(plan, False)
-    assert found is not None, "accelerates() was not asked"
-    return found
 
 
 #: One call of a kernel, forward or backward: with ``dy`` among its operands it is backward.

@@ -273,6 +273,16 @@ def xla_handler() -> Any:
     return _kernels.xla_handler()
 
 
+def could_serve(plan: Plan) -> bool:
+    """Whether there are kernels for a plan in a program, whose arrays are to come."""
+    return _kernels is not None and mode != "0" and (route(plan, False) or reordered(plan)) is not None
+
+
+def tensorflow_calls(library: Path) -> bool:
+    """Let the XLA of this libtensorflow_cc call the kernels; false where it cannot."""
+    return _kernels is not None and _kernels.tensorflow_calls(str(library))
+
+
 def torch_operators(library: Path) -> bool:
     """Implement the operators of backends/torch/ops.py for this libtorch without Python; false where it is too old."""
     return _kernels is not None and _kernels.torch_operators(str(library))
@@ -295,6 +305,7 @@ __all__ = [
     "apply",
     "at_once",
     "batch_stats",
+    "could_serve",
     "forward",
     "info",
     "limit_threads",
@@ -304,6 +315,7 @@ __all__ = [
     "off",
     "refusal",
     "served",
+    "tensorflow_calls",
     "torch_operators",
     "vjp",
     "xla_handler",

@@ -12,7 +12,7 @@ from tensorflow.python.eager import record
 
 from normkit.backends import kernels
 from normkit.backends.protocol import Array, ArrayBackend
-from normkit.backends.tensorflow import namespace
+from normkit.backends.tensorflow import compiled, namespace
 from normkit.core.moments import Habits, Plain, Rescued, accumulation_dtype, rescue_always, rescue_if_needed
 from normkit.core.normalize import BatchStats, Gradients, Operands, forward, returned_stats, vjp
 from normkit.core.plan import Plan, Shape
@@ -77,17 +77,20 @@ class TensorflowBackend(ArrayBackend):
         return tf.reshape(tf.cast(tf.range(n), dtype), [n, *(1 for _ in x.shape[axis + 1 :])])
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
-        served = False
+        served = compiled_here = False
         if _eager(operands):
             operands = _read(operands)
             served = kernels.accelerates(plan, operands)
+        elif compiled.compiles():
+            operands = _read(operands)
+            compiled_here = compiled.serves(plan, operands)
         if served and not record.could_possibly_record():
             y, packed = kernels.forward(plan, operands, save=plan.layer == "batch_norm_train")
             return y, kernels.batch_stats(plan, packed)
         names = tuple(name for name, a in zip(Operands._fields, operands, strict=True) if a is not None)
         arrays = (a for a in operands if a is not None)
-        if served:
-            y, *stats = _fused(plan, names)(*arrays)
+        if served or compiled_here:
+            y, *stats = (_fused(plan, names) if served else compiled.normalizer(plan, names, _formula))(*arrays)
             return y, BatchStats(stats[0], stats[1], plan.count) if stats else None
         y, *stats = _normalizer(plan, names)(*arrays)
         return y, BatchStats(*stats) if stats else None
@@ -97,6 +100,9 @@ class TensorflowBackend(ArrayBackend):
         if eager and kernels.accelerates(plan, operands):
             y, packed = kernels.forward(plan, operands)
             return y, kernels.batch_stats(plan, packed), lambda dy: kernels.vjp(plan, operands, packed, dy)
+        if not eager and compiled.compiles() and compiled.serves(plan, operands):
+            y, packed = compiled.forward(plan, operands)
+            return y, compiled.batch_stats(plan, packed), lambda dy: compiled.vjp(plan, operands, packed, dy)
         habits = _habits(plan, operands.x)
         y, used = forward(namespace, plan, operands, habits, count=_count(plan, operands.x))
 
@@ -142,13 +148,21 @@ def _fused(plan: Plan, names: tuple[str, ...]) -> Callable:
                 found = kernels.vjp(plan, operands, packed, dy)
             else:
                 # A gradient of this gradient is wanted: the moments are part of what is differentiated.
-                used = forward(namespace, plan, operands, _habits(plan, operands.x))[1]
-                found = vjp(namespace, plan, operands, used, dy, WIDE)
+                found = _formula(plan, operands, dy)
             return [getattr(found, name) for name in names]
 
         return (y, *(kernels.batch_stats(plan, packed) or ())[:2]), gradient
 
     return normalize
+
+
+def _formula(plan: Plan, operands: Operands, dy: Array) -> Gradients:
+    """The gradients, and what they are gradients of, in TensorFlow's own operations."""
+    eager = tf.executing_eagerly()
+    # Not rescue_by_cond: XLA has not all that is in the gradient of a gradient's branch.
+    habits = _habits(plan, operands.x) if eager else GRAPH._replace(rescue=rescue_always)
+    used = forward(namespace, plan, operands, habits)[1]
+    return vjp(namespace, plan, operands, used, dy, WIDE if eager else GRAPH)
 
 
 def _eager(operands: Operands) -> bool:

@@ -14,17 +14,13 @@
 #include <thread>
 
 #include "call.h"
+#include "programs.h"
 #include "threads.h"
 
 namespace normkit::xla {
 namespace {
 
 constexpr int64_t kSharedBytes = 256 << 10;  // XLA's threads start slower than others: below, one is as fast as two
-
-// The arrays of a call, in the order in which those that are there are passed; the same as SLOTS in backends/jax/fused.py.
-enum Slot { X, DY, WEIGHT, BIAS, GIVEN_MEAN, GIVEN_VAR, Y, MEAN, RESIDUE, VAR, RSTD, DWEIGHT, DBIAS, DMEAN, DVAR, SLOTS };
-constexpr const char *kNames[SLOTS] = {"x",       "dy",  "weight", "bias",    "given_mean", "given_var", "y",   "mean",
-                                       "residue", "var", "rstd",   "dweight", "dbias",      "dmean",     "dvar"};
 
 struct Memory {
   char *data = nullptr;
@@ -130,9 +126,6 @@ Error *gather(const Frame *frame, Call &call, int64_t operands, int64_t results,
   const auto like = [&](int gradient, int of) { return m[gradient].type == NONE || m[of].type == NONE || m[gradient].type == m[of].type; };
   if (!like(DWEIGHT, WEIGHT) || !like(DBIAS, BIAS) || !like(DMEAN, GIVEN_MEAN) || !like(DVAR, GIVEN_VAR))
     return refuse(frame, kInvalidArgument, "normkit: a gradient must have the dtype of what it is the gradient of.");
-  const auto either = [&](int gradient, int of) { return m[of].type == NONE ? m[gradient].type : m[of].type; };
-  a.xtype = m[X].type, a.wtype = either(DWEIGHT, WEIGHT), a.btype = either(DBIAS, BIAS);
-  a.mtype = m[GIVEN_MEAN].type, a.vtype = m[GIVEN_VAR].type;
   return nullptr;
 }
 
@@ -147,42 +140,10 @@ void fold(Call &call) {
 
 Args instance(const Call &call, int64_t i) {
   Args a = call.args;
-  const auto at = [&](int s) { return call.memory[s].data + i * call.memory[s].step; };
-  a.x = at(X), a.dy = at(DY), a.weight = at(WEIGHT), a.bias = at(BIAS), a.given_mean = at(GIVEN_MEAN), a.given_var = at(GIVEN_VAR);
-  a.y = at(Y), a.mean = at(MEAN), a.residue = at(RESIDUE), a.var = at(VAR), a.rstd = at(RSTD);
-  a.dweight = at(DWEIGHT), a.dbias = at(DBIAS), a.dmean = at(DMEAN), a.dvar = at(DVAR);
+  const auto at = [&](Slot s) { return call.memory[s].data + i * call.memory[s].step; };
+  place(a, at, [&](Slot s) { return call.memory[s].type; });
   return a;
 }
-
-// XLA's threads take subnormal numbers for zero, and half precision has many of them: here they count, as everywhere else.
-class Subnormals {
- public:
-  Subnormals() : before_(get()) { set(before_ & ~kFlush); }
-  ~Subnormals() { set(before_); }
-
- private:
-#if defined(__x86_64__)
-  using Word = unsigned;
-  static constexpr Word kFlush = 0x8040;
-  static Word get() { return __builtin_ia32_stmxcsr(); }
-  static void set(Word word) { __builtin_ia32_ldmxcsr(word); }
-#elif defined(__aarch64__)
-  using Word = uint64_t;
-  static constexpr Word kFlush = (1 << 24) | (1 << 19);
-  static Word get() {
-    Word word;
-    asm volatile("mrs %0, fpcr" : "=r"(word));
-    return word;
-  }
-  static void set(Word word) { asm volatile("msr fpcr, %0" ::"r"(word)); }
-#else
-  using Word = int;
-  static constexpr Word kFlush = 0;
-  static Word get() { return 0; }
-  static void set(Word) {}
-#endif
-  const Word before_;
-};
 
 // Whose threads the call on this thread may use.
 struct Pool {

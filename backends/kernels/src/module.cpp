@@ -10,6 +10,8 @@
 #include "call.h"
 #include "ffi.h"
 #include "operators.h"
+#include "select.h"
+#include "tensorflow.h"
 #include "threads.h"
 
 namespace normkit {
@@ -314,10 +316,10 @@ PyObject *limit(PyObject *, PyObject *count) {
 
 PyObject *xla_handler(PyObject *, PyObject *) { return PyCapsule_New(reinterpret_cast<void *>(xla::handle), nullptr, nullptr); }
 
-PyObject *torch_operators(PyObject *, PyObject *path) {
+template <bool (*function)(const char *)> PyObject *for_library(PyObject *, PyObject *path) {
   PyObject *bytes = PyUnicode_EncodeFSDefault(path);
   if (!bytes) return nullptr;
-  const bool done = implement_operators(PyBytes_AsString(bytes));
+  const bool done = function(PyBytes_AsString(bytes));
   Py_DECREF(bytes);
   return PyBool_FromLong(done);
 }
@@ -342,7 +344,9 @@ PyMethodDef methods[] = {
     {"served", counts, METH_NOARGS, "How many forward and backward calls kernels have served in this process."},
     {"limit_threads", limit, METH_O, "limit_threads(n): use at most n threads; 0 lifts the limit."},
     {"xla_handler", xla_handler, METH_NOARGS, "The kernels as a handler of XLA's foreign function interface, in a capsule."},
-    {"torch_operators", torch_operators, METH_O,
+    {"tensorflow_calls", for_library<register_custom_call>, METH_O,
+     "tensorflow_calls(path): let the XLA of the libtensorflow_cc that was loaded from there call the kernels; False where it cannot."},
+    {"torch_operators", for_library<implement_operators>, METH_O,
      "torch_operators(path): implement normkit's operators for the libtorch that was loaded from there; False where it cannot be."},
     {nullptr, nullptr, 0, nullptr}};
 

@@ -1,0 +1,67 @@
+"""What a call of a kernel is inside a compiled program: its arrays by name, and the shapes of its results."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from normkit.backends.kernels.routes import Order, Route, reordered, route
+from normkit.core.normalize import Operands
+from normkit.core.plan import Plan, Shape, group_plan
+
+Array = Any
+
+#: What XLA knows the kernels by.
+TARGET = "normkit"
+#: The arrays of a call, in the order in which those that are there are passed; the same as Slot in src/programs.h.
+SLOTS = (
+    "x", "dy", "weight", "bias", "given_mean", "given_var",
+    "y", "mean", "residue", "var", "rstd", "dweight", "dbias", "dmean", "dvar",
+)  # fmt: skip
+#: The operands of a plan, and where each one's gradient is.
+OPERANDS = ("x", "weight", "bias", "given_mean", "given_var")
+GRADIENTS = ("y", "dweight", "dbias", "dmean", "dvar")
+
+
+def given(operands: Operands) -> dict[str, Array]:
+    """The operands that are there, by name."""
+    return {name: a for name, a in zip(OPERANDS, operands, strict=False) if a is not None}
+
+
+def saved(plan: Plan) -> tuple[str, ...]:
+    """The statistics that a forward call gives where it computes them."""
+    return ("mean", "residue", "var", "rstd") if plan.center else ("var", "rstd")
+
+
+def the_route(plan: Plan) -> Route:
+    """The route of a plan that has one."""
+    found = route(plan, False)
+    assert found is not None, "accelerates() was not asked"
+    return found
+
+
+def layouts(plan: Plan, dtypes: Mapping[str, Any], accumulation: Any) -> dict[str, tuple[Shape, Any]]:
+    """Shape and dtype of all results that there can be, where the operands have these dtypes."""
+    found: dict[str, tuple[Shape, Any]] = {"y": (plan.shape, dtypes["x"])}
+    found |= dict.fromkeys(("mean", "residue", "var", "rstd"), (the_route(plan).moments_shape, accumulation))
+    for name, gradient in zip(OPERANDS[1:], GRADIENTS[1:], strict=True):
+        if name in dtypes:
+            found[gradient] = (plan.param_shape, dtypes[name])
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
+def turned(plan: Plan) -> tuple[Plan, Order | None, Order | None]:
+    """The plan for x with its axes in another order, that order and its inverse, where a kernel needs it."""
+    if route(plan, False) is not None:
+        return plan, None, None
+    found = reordered(plan)
+    assert found is not None, "accelerates() was not asked"
+    shape = tuple(plan.shape[a] for a in found.order)
+    if plan.layer == "group_norm":
+        return group_plan(shape, found.route.groups, 1, plan.eps), found.order, found.inverse
+    axes = tuple(sorted(map(found.inverse.__getitem__, plan.axes)))
+    view = tuple(plan.param_view[a] for a in found.order)
+    return dataclasses.replace(plan, shape=shape, view=shape, axes=axes, param_view=view), found.order, found.inverse

@@ -1,0 +1,155 @@
+"""The fused CPU kernels in what XLA compiles for TensorFlow: custom calls, differentiated by the core's formula."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import tensorflow as tf
+from tensorflow.python.eager import forwardprop_util
+from tensorflow.python.ops import control_flow_util
+from tensorflow.python.saved_model import save_context
+
+from normkit.backends import kernels
+from normkit.backends.kernels import programs
+from normkit.backends.kernels.programs import GRADIENTS, SLOTS, TARGET, the_route, turned
+from normkit.backends.protocol import Array
+from normkit.core.normalize import BatchStats, Gradients, Operands
+from normkit.core.plan import Plan
+
+#: Numbers as in src/kernels.h; -1 stands for no array.
+_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
+
+#: All statistics travel together, in the place of the last of them.
+STATS = "rstd"
+_PROCESSORS = {"CPU", "XLA_CPU"}
+
+#: The formula's values and gradients in this graph: what derivatives of the kernels' gradients are made of.
+Formula = Callable[[Plan, Operands, Array], Gradients]
+
+
+@functools.cache
+def _custom_call() -> Callable | None:
+    """The operation that calls a function of ours in XLA; ``None`` where this TensorFlow has it not."""
+    try:
+        from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+
+        found = gen_xla_ops.xla_custom_call_v2
+    except (ImportError, AttributeError):
+        return None
+    return found if kernels.tensorflow_calls(Path(tf.__file__).parent / "libtensorflow_cc.so.2") else None
+
+
+def compiles() -> bool:
+    """Whether what is being written is a graph that XLA compiles."""
+    if tf.executing_eagerly():
+        return False
+    return control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def serves(plan: Plan, operands: Operands) -> bool:
+    """Whether kernels serve a call in such a graph: where there are processors alone, and all sizes are known.
+
+    A graph that is written while a model is saved must run where normkit is not: it gets TensorFlow's operations.
+    """
+    arrays = [a for a in operands if a is not None]
+    if operands.mask is not None or not all(a.dtype.name in _TYPES for a in arrays) or not kernels.could_serve(plan):
+        return False
+    if save_context.in_save_context() or any(
+        d.device_type not in _PROCESSORS for d in tf.config.list_logical_devices()
+    ):
+        return False
+    # Forward accumulators pass over custom gradients in a graph.
+    return not forwardprop_util.pack_tangents(arrays).tangents and _custom_call() is not None
+
+
+def forward(plan: Plan, operands: Operands) -> tuple[Array, Array | None]:
+    """``y``, and the statistics that a gradient needs, row by row as :func:`programs.saved` names them."""
+    found = _call(plan, programs.given(operands), ("y",) if operands.mean is not None else ("y", STATS))
+    return found["y"], found.get(STATS)
+
+
+def vjp(plan: Plan, operands: Operands, stats: Array | None, dy: Array) -> Gradients:
+    """Gradients of ``sum(y * dy)`` for all operands that are given."""
+    given = programs.given(operands)
+    wanted = [slot for name, slot in zip(programs.OPERANDS, GRADIENTS, strict=True) if name in given]
+    given["dy"] = tf.cast(dy, operands.x.dtype)
+    if stats is not None:
+        given[STATS] = stats
+    return Gradients(*map(_call(plan, given, wanted).get, GRADIENTS))
+
+
+def batch_stats(plan: Plan, stats: Array | None) -> BatchStats | None:
+    """The statistics as they leave :func:`normkit.batch_norm_train`; ``None`` for every other layer."""
+    if not plan.stats_shape or stats is None:
+        return None
+    used = kernels.moments(plan, stats)
+    assert used.mean is not None
+    mean, var = (tf.reshape(a, plan.stats_shape) for a in (used.mean + used.residue, used.var))
+    return BatchStats(mean, var, plan.count or 0)
+
+
+@functools.lru_cache(maxsize=4096)
+def normalizer(plan: Plan, names: tuple[str, ...], formula: Formula) -> Callable:
+    """The call as one differentiable function of the operands with these names."""
+
+    def named(arrays: Sequence[Array]) -> Operands:
+        return Operands(**dict(zip(names, arrays, strict=True)))
+
+    @tf.custom_gradient
+    def normalize(*arrays):
+        y, packed = forward(plan, named(arrays))
+        if packed is not None:
+            packed = tf.stop_gradient(packed)  # what becomes of it where x moves, the formula says
+
+        @tf.custom_gradient
+        def pull_back(dy, *arrays):
+            found = vjp(plan, named(arrays), packed, dy)
+
+            def derivative(*slopes):
+                with tf.GradientTape() as tape:
+                    tape.watch([dy, *arrays])
+                    gradients = formula(plan, named(arrays), dy)
+                    values = [getattr(gradients, name) for name in names]
+                return tape.gradient(values, [dy, *arrays], slopes)
+
+            return [getattr(found, name) for name in names], derivative
+
+        def gradient(dy, *_):
+            # Identities: a gradient may be a graph of its own, and its gradient another, which sees no further back.
+            return pull_back(dy, *map(tf.identity, arrays))
+
+        stats = batch_stats(plan, packed)
+        return (y, *(stats[:2] if stats else ())), gradient
+
+    return lambda *arrays: normalize(*map(tf.convert_to_tensor, arrays))
+
+
+def _call(plan: Plan, given: dict[str, Array], results: Sequence[str]) -> dict[str, Array]:
+    """The results by name; what is in the place of y has x's axes as they were."""
+    plan, order, inverse = turned(plan)
+    if order is not None:
+        given |= {name: tf.transpose(given[name], order) for name in ("x", "dy") if name in given}
+    names = [name for name in SLOTS if name in given]
+    dtypes = {name: given[name].dtype for name in names}
+    layouts = programs.layouts(plan, dtypes, tf.float64 if dtypes["x"] == tf.float64 else tf.float32)
+    shape, dtype = layouts[STATS]
+    layouts[STATS] = ((len(programs.saved(plan)), *shape), dtype)
+    there = dtypes | {name: layouts[name][1] for name in results}
+    types = [_TYPES[there[name].name] if name in there else -1 for name in SLOTS]
+    numbers = [int("dy" in given), *the_route(plan)[:5], plan.eps, plan.weight_offset, int(plan.center), *types]
+    custom_call = _custom_call()
+    assert custom_call is not None, "serves() was not asked"
+    found = custom_call(
+        operands=[given[name] for name in names],
+        call_target_name=TARGET,
+        backend_config=" ".join(map(str, numbers)),
+        has_side_effect=False,
+        result_dtypes=[layouts[name][1] for name in results],
+        result_shapes=[layouts[name][0] for name in results],
+    )
+    by_name = dict(zip(results, found, strict=True))
+    if inverse is not None:
+        by_name["y"] = tf.transpose(by_name["y"], inverse)
+    return by_name

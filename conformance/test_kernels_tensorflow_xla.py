@@ -1,0 +1,208 @@
+"""The kernels in what XLA compiles for TensorFlow: NumPy's bits, derivatives of any order, what they leave alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import normkit as nk
+from normkit.backends import kernels
+from normkit.conformance.kernel_inputs import DTYPES, LAYERS, SMALL, dtype_of, make, operands_of, run
+
+if not kernels.info()["built"]:
+    pytest.skip("the kernels are not built into this installation", allow_module_level=True)
+if kernels.mode == "0":
+    pytest.skip("NORMKIT_KERNELS=0", allow_module_level=True)
+tf = pytest.importorskip("tensorflow")
+compiled = pytest.importorskip("normkit.backends.tensorflow.compiled")
+if compiled._custom_call() is None:
+    pytest.skip(f"TensorFlow {tf.__version__} has no custom call for the kernels", allow_module_level=True)
+
+
+@pytest.fixture
+def count():
+    """How many calls kernels serve from here on."""
+    before = kernels.served()
+    return lambda: kernels.served().since(before)
+
+
+def xla(function):
+    """The function, compiled by XLA."""
+    return tf.function(function, jit_compile=True, autograph=False)
+
+
+def operands(dtype="float64", shape=(7, 12)):
+    """x and weight."""
+    rng = np.random.default_rng(0)
+    return [tf.constant(rng.standard_normal(s), dtype) for s in (shape, shape[-1:])]
+
+
+def second(function, x, w):
+    """Gradients of a gradient."""
+    with tf.GradientTape() as outer:
+        outer.watch([x, w])
+        with tf.GradientTape() as inner:
+            inner.watch([x, w])
+            loss = tf.reduce_sum(function(x, w) ** 3)
+        first = inner.gradient(loss, [x, w])
+        total = tf.reduce_sum(first[0] ** 2) + tf.reduce_sum(first[1] ** 3)
+    return outer.gradient(total, [x, w])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_bits_of_numpy(layer, dtype, count):
+    shape, options = SMALL[layer]
+    plan, arrays = make(layer, shape, {"eps": 1e-5, **options}, np.random.default_rng(5), dtype_of(dtype))
+    y, stats, gradients = run(plan, arrays)
+
+    def program(given):
+        called = operands_of(given)
+        assert compiled.compiles()
+        assert compiled.serves(plan, called)
+        y, packed = compiled.forward(plan, called)
+        return y, packed, compiled.vjp(plan, called, packed, given["dy"])
+
+    y2, packed, gradients2 = xla(program)({name: tf.constant(a) for name, a in arrays.items()})
+    assert count() == (2, 2)
+    assert y.tobytes() == y2.numpy().tobytes()
+    assert (stats is None) == (packed is None)
+    assert stats is None or stats.tobytes() == packed.numpy().tobytes()
+    for name, g in gradients.items():
+        assert g.tobytes() == getattr(gradients2, name).numpy().tobytes(), name
+
+
+def test_axes_that_no_kernel_has(count):
+    """x is turned, and y is turned back."""
+    x = operands("float32", (2, 3, 4, 5))[0]
+    dy = tf.reverse(x, [0])
+
+    def both(x, dy):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = nk.layer_norm(x, axis=(0, 2))
+        return y, tape.gradient(y, x, dy)
+
+    for a, b in zip(xla(both)(x, dy), both(x, dy), strict=True):
+        assert a.numpy().tobytes() == b.numpy().tobytes()
+    assert count() == (2, 2)
+
+
+@pytest.mark.parametrize("tape", ["in the program", "around it"])
+def test_the_gradient_and_its_gradient(tape, count):
+    """A gradient is a kernel's, and its gradient made of TensorFlow's operations; with and without variables."""
+    x, w = operands()
+    v = tf.Variable(w)
+    wanted = second(nk.layer_norm, x, w)
+    before = count()
+    if tape == "in the program":
+        found = xla(lambda x, w: second(nk.layer_norm, x, w))(x, w)
+    else:
+        found = second(xla(lambda x, _: nk.layer_norm(x, v)), x, v)
+    assert count().since(before) == (1, 2)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_batch_statistics_have_no_gradient(count):
+    x, w = operands("float32", (6, 5, 12))
+
+    def loss(x, w):
+        with tf.GradientTape() as tape:
+            tape.watch([x, w])
+            y, stats = nk.batch_norm_train(x, w, axis=-1)
+            out = tf.reduce_sum(y * y * x) + tf.reduce_sum(stats.mean) + tf.reduce_sum(stats.var)
+        return stats.mean, stats.var, *tape.gradient(out, [x, w])
+
+    for a, b in zip(xla(loss)(x, w), loss(x, w), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # XLA forms y * y * x in another order
+    assert count() == (2, 2)
+
+
+def test_forward_mode_in_a_program():
+    """A graph's forward accumulators do not see custom gradients: such a call is TensorFlow's."""
+    x = operands()[0]
+
+    def slope(x):
+        with tf.autodiff.ForwardAccumulator(x, x) as forward:
+            y = nk.layer_norm(x, eps=0.1)
+        return forward.jvp(y)
+
+    np.testing.assert_allclose(xla(slope)(x), slope(x), rtol=1e-9)
+
+
+def test_what_kernels_do_not_serve(count, monkeypatch):
+    x = operands("float32", (4, 6))[0]
+    unknown = tf.TensorSpec((None, 6), "float32")
+    tf.function(nk.layer_norm, jit_compile=True, input_signature=[unknown])(x)
+    tf.function(nk.layer_norm)(x)
+    xla(lambda x: nk.batch_norm_train(x, axis=1, mask=tf.range(4)[:, None] > 0)[0])(x)
+    xla(nk.layer_norm)(x[:0])
+    with kernels.off():
+        xla(nk.layer_norm)(x)
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda: [type("Device", (), {"device_type": "GPU"})])
+    xla(nk.layer_norm)(x)
+    assert count() == (0, 0)
+
+
+def test_what_is_saved_runs_without_normkit(tmp_path):
+    """A program that is written while it is saved is TensorFlow's; one written before is saved as it is."""
+    module = tf.Module()
+    module.f = tf.function(nk.layer_norm, jit_compile=True, input_signature=[tf.TensorSpec((4, 6), "float32")])
+    tf.saved_model.save(module, tmp_path)
+    script = f"import sys, tensorflow as tf; tf.saved_model.load({str(tmp_path)!r}).f(tf.ones((4, 6)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script + "; assert 'normkit' not in sys.modules"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_one_of_two_branches(count):
+    """Kernels within control flow."""
+    x = operands("float32", (4, 6))[0]
+    found = xla(lambda x: tf.cond(x[0, 0] > 9, lambda: nk.rms_norm(x), lambda: nk.layer_norm(x)))(x)
+    assert count() == (1, 0)
+    assert found.numpy().tobytes() == nk.layer_norm(x).numpy().tobytes()
+    rows = xla(lambda x: tf.vectorized_map(lambda row: nk.layer_norm(row[None])[0], x))(x)
+    np.testing.assert_allclose(rows, nk.layer_norm(x), rtol=1e-6)
+
+
+def test_keras_trains_through_them(count):
+    keras = pytest.importorskip("keras")
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("Keras computes with another library")
+    layers = pytest.importorskip("normkit.keras")
+    model = keras.Sequential([keras.Input((8,)), layers.BatchNormalization(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", jit_compile=True)
+    x = np.random.default_rng(0).standard_normal((64, 8)).astype("f4")
+    model.fit(x, x[:, :1], batch_size=32, epochs=1, verbose=0)
+    assert count() == (2, 2)
+
+
+def test_a_library_that_is_not_there():
+    assert not kernels.tensorflow_calls(Path("libtensorflow_cc.so.0"))
+
+
+MEANINGLESS = """
+import tensorflow as tf
+from normkit.backends.tensorflow import compiled
+call = compiled._custom_call()
+config = {!r}
+tf.function(lambda x: call(operands=[x], call_target_name="normkit", backend_config=config, has_side_effect=False,
+            result_dtypes=[tf.float32], result_shapes=[x.shape])[0], jit_compile=True, autograph=False)(tf.ones((2, 3)))
+"""
+
+
+@pytest.mark.parametrize("config", ["", "0 7 2 1 3 1 1e-5 0.0 1" + " 0" * 15])
+def test_a_call_that_makes_no_sense(config):
+    """XLA gives no way to say so: the process ends, with one sentence, before memory is touched."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEANINGLESS.format(config)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == -6
+    assert f"normkit: what was asked for makes no sense in a call from an XLA program: {config}" in done.stderr
