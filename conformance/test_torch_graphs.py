@@ -125,3 +125,16 @@ def test_masks_are_read():
     compiled = torch.compile(call, backend=seen, fullgraph=True)
     torch.testing.assert_close(compiled(x, mask), call(x, mask), rtol=1e-6, atol=1e-6)
     assert not any("normkit" in c for c in seen.graphs[0])
+
+
+def test_a_program_on_disk_is_of_these_files(monkeypatch):
+    """torch.compile looks for one by what it has read: that names all that decides what the operator is made of."""
+    backend = importlib.import_module("normkit.backends.torch.backend")
+    ops = importlib.import_module("normkit.backends.torch.ops")
+    plan = importlib.import_module("normkit._calls").layer_plan
+    labels = {backend._label(plan, mode) for mode in ("0", "1")}
+    monkeypatch.setattr(ops, "SMALLEST", 1)
+    labels.add(backend._label(plan, "1"))
+    monkeypatch.setattr(backend, "_digest", lambda: "of other files")
+    labels.add(backend._label(plan, "1"))
+    assert len(labels) == 4

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -208,31 +212,31 @@ BACKEND = TorchBackend()
 
 def _in_graph(x, weight, bias, mean, var, mask, lengths, build, axis, *numbers) -> _calls.Done | None:
     """A call that torch.compile reads, as one operator of which it reads nothing; ``None`` where that is none."""
-    name = _operator(build, kernels.mode)
+    label = _label(build, kernels.mode)
     if (
-        name is None
+        label is None
         or mask is not None
         or lengths is not None
         or not isinstance(x, torch.Tensor)
         or not (weight is None or isinstance(weight, torch.Tensor))
         or not (bias is None or isinstance(bias, torch.Tensor))
         or not (mean is None or (isinstance(mean, torch.Tensor) and isinstance(var, torch.Tensor)))
-        or not (type(axis) is int or (type(axis) is tuple and name in _OVER_AXES))
+        or not (type(axis) is int or (type(axis) is tuple and label.startswith(_OVER_AXES)))
     ):
         return None
     for n in numbers:
         if type(n) is not float and type(n) is not int:
             return None
-    found = _CALL(x, weight, bias, mean, var, name, axis if type(axis) is tuple else (axis,), numbers)
+    found = _CALL(x, weight, bias, mean, var, label, axis if type(axis) is tuple else (axis,), numbers)
     if not found:
         return None
-    if name != "batch_train_plan":
+    if not label.startswith("batch_train_plan"):
         return found[0], None, None
     return found[0], None, BatchStats(found[1], found[2], x.numel() // x.shape[axis])
 
 
-def _operator(build: Callable[..., Plan], mode: str) -> str | None:
-    """What the operator is told to plan; ``None`` where there is to be none in the graph.
+def _label(build: Callable[..., Plan], mode: str) -> str | None:
+    """What the operator is told to plan, and what it is made of; ``None`` where there is to be none in the graph.
 
     Not where values are mapped or differentiated within the graph, nor in an exported program, which is to run without
     normkit. torch.compile takes the answer for these arguments, of which it checks again that the mode of the kernels
@@ -240,19 +244,27 @@ def _operator(build: Callable[..., Plan], mode: str) -> str | None:
     """
     if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return None
-    return build.__name__
+    return f"{build.__name__} {mode} {kernels.built} {ops.SMALLEST} {ops.SMALLEST_GIVEN} {_digest()}"
 
 
 # As torch.compiler.assume_constant_result would have it, which imports the compiler.
-_operator._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_label._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _call(x, weight, bias, mean, var, build, axes, numbers):
+@functools.cache
+def _digest() -> str:
+    """Of the files that say what a graph is made of: torch.compile finds programs on disk by what it has read."""
+    folders = (Path(__file__).parent, Path(inspect.getfile(Plan)).parent)
+    files = (file.read_bytes() for folder in folders for file in sorted(folder.glob("*.py")))
+    return hashlib.sha256(b"".join(files)).hexdigest()
+
+
+def _call(x, weight, bias, mean, var, label, axes, numbers):
     """y, and mean and variance of a batch; nothing where the arguments are refused: by words, in Python."""
     axis = axes[0] if len(axes) == 1 else axes
     given = Operands(x, weight, bias, mean, var)
     try:
-        plan = getattr(_calls, build)(tuple(x.shape), axis, *numbers)
+        plan = getattr(_calls, label.partition(" ")[0])(tuple(x.shape), axis, *numbers)
     except (TypeError, ValueError):
         return []
     shape = plan.param_shape

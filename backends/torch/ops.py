@@ -32,7 +32,7 @@ SMALLEST_GIVEN = 1 << 20
 _library = torch.library.Library("normkit", "DEF")
 _library.define("kept(Tensor x) -> Tensor")
 # A whole call, as a graph first has it; it is never run, for it is made of what follows.
-_library.define(f"call(Tensor x, {_PARAMETERS}, str build, SymInt[] axes, Scalar[] numbers) -> Tensor[]")
+_library.define(f"call(Tensor x, {_PARAMETERS}, str label, SymInt[] axes, Scalar[] numbers) -> Tensor[]")
 # What a user calls, differentiable; and what becomes of it in a graph. The latter run without Python where PyTorch lets
 # an extension in, and hand what is not plain memory to the last two.
 _library.define(f"normalize(Tensor x, {_PARAMETERS}, {_CALL}) -> (Tensor y, Tensor stats)")
