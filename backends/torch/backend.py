@@ -199,9 +199,14 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy):
-        *arrays, packed = ctx.saved_tensors
-        operands, needs = Operands(*arrays), Gradients(*ctx.needs_input_grad[2:])
-        if torch.is_grad_enabled():
+        x, weight, bias, mean, var, packed = ctx.saved_tensors
+        twice, needed = torch.is_grad_enabled(), ctx.needs_input_grad[2:]
+        if not twice:
+            found = kernels.gradients_at_once(ctx.plan, x, dy, weight, bias, mean, var, packed, needed)
+            if found is not None:
+                return None, None, *found
+        operands, needs = Operands(x, weight, bias, mean, var), Gradients(*needed)
+        if twice:
             used = forward(xp, ctx.plan, operands, _habits(ctx.plan, operands.x))[1]
             return None, None, *vjp(xp, ctx.plan, operands, used, dy, needs=needs)
         return None, None, *kernels.vjp(ctx.plan, operands, packed, dy, needs)
