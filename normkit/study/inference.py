@@ -33,6 +33,11 @@ def batch_sizes(lab: Lab) -> Found:
         # The spread that 450 test digits have by themselves, at the error of large batches.
         error = numbers[f"error at batch 64, {kind}, group norm"]
         numbers[f"2 sigma of the test, {kind}"] = 2 * float(np.sqrt(max(error, 0.01) * (1 - error) / 450))
+    for name in ("batch norm", "layer norm", "instance norm"):
+        net = engine.conv(name.split()[0])
+        run = lab.train(net, 0.3, 9600 // 64, batch=64)
+        numbers[f"error at batch 64, conv, {name}"] = 1 - lab.accuracy(net, run.params)
+        numbers[f"steps to loss 0.3 at batch 64, conv, {name}"] = lab.steps_to(run.loss)
     return numbers, series
 
 
@@ -104,7 +109,25 @@ E6 = Experiment(
     "Small batches",
     "Does the error with batch norm rise as the batch falls to 2, and that with group norm not?",
     "Batch norm's error rises as the batch falls to 2, group norm's is flat (within 2σ).",
-    tuple(check for kind in NETS for check in _small_batches(kind)),
+    (
+        *(check for kind in NETS for check in _small_batches(kind)),
+        Check(
+            "layer",
+            "conv: layer norm is slower than batch norm, in steps to a loss of 0.3",
+            "steps to loss 0.3 at batch 64, conv, layer norm",
+            ">",
+            "steps to loss 0.3 at batch 64, conv, batch norm",
+            kind=DOCUMENT,
+        ),
+        Check(
+            "instance",
+            "conv: instance norm's error is higher than batch norm's, at batch 64",
+            "error at batch 64, conv, instance norm",
+            ">",
+            "error at batch 64, conv, batch norm",
+            kind=DOCUMENT,
+        ),
+    ),
     "Two nets: three hidden layers of 64, and six convolutions (16, 16, pool, 32, 32, pool, 64, 64) on the digits as "
     "images. 9600 digits whatever the batch, the rate in proportion to it (0.3 at 64); inference by the statistics of "
     "all training data. 2 sigma is the binomial spread of 450 test digits. What the criterion asks is asked of both: "

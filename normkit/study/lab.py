@@ -17,7 +17,10 @@ from normkit.study.engine import Net, Params, Pass
 
 Array = Any
 #: What compiles a training step of the library, where calling its operations one by one would take too long.
-COMPILERS: dict[str, Callable[[Any], Callable]] = {"jax": lambda m: m.jit, "tensorflow": lambda m: m.function}
+COMPILERS: dict[str, Callable[[Any], Callable]] = {
+    "jax": lambda m: m.jit,
+    "tensorflow": lambda m: m.function(autograph=False),
+}
 
 
 @dataclass

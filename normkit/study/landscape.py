@@ -59,7 +59,7 @@ def smoothness(lab: Lab) -> Found:
 
 
 def _tangent_kernel(lab: Lab, net: engine.Net, params: dict, n: int) -> np.ndarray:
-    """Eigenvalues of J Jᵀ, of the logits' Jacobian on n digits as one batch; largest first."""
+    """J Jᵀ, of the logits' Jacobian on n digits as one batch."""
     xp = lab.xp
     _, back = net.forward(engine.Pass(xp), params, lab.array(data.digits().x[:n]))
     rows = []
@@ -70,7 +70,7 @@ def _tangent_kernel(lab: Lab, net: engine.Net, params: dict, n: int) -> np.ndarr
         back(lab.array(dy), grads)
         rows.append(np.concatenate([lab.numpy(grads[name]).ravel() for name in params]))
     j = np.array(rows)
-    return np.linalg.eigvalsh(j @ j.T)[::-1]
+    return j @ j.T
 
 
 def eigenvalues(lab: Lab) -> Found:
@@ -91,7 +91,14 @@ def eigenvalues(lab: Lab) -> Found:
         lab.train(net, RATE, 300, watch=watch)
         found = diagnostics.curvature(objective, reached["params"], 12) if reached else None
         numbers[f"largest eigenvalue at loss 0.5, {name}"] = found.largest if found else np.nan
-        values = np.maximum(_tangent_kernel(lab, net, params, 24), 0)
+        kernel = _tangent_kernel(lab, net, params, 24)
+        values = np.maximum(np.linalg.eigvalsh(kernel)[::-1], 0)
+        # Of one logit, between digits: 1 in the frozen regime, 0 in the chaotic one.
+        between = np.abs(np.einsum("icjc->ijc", kernel.reshape(24, 10, 24, 10)))
+        diagonal = np.einsum("iic->ic", between).mean()
+        numbers[f"tangent kernel between digits over that of one, {name}"] = float(
+            (between.sum() / diagonal - 240) / (24 * 23 * 10)
+        )
         numbers[f"largest eigenvalue of the tangent kernel, {name}"] = float(values[0])
         # In float32 a singular value of J is known to 1e-7 of the largest, an eigenvalue to the square of that.
         smallest = max(values[-1], 1e-14 * values[0])
@@ -219,6 +226,14 @@ E15 = Experiment(
             "condition number of the tangent kernel, batch norm",
             "<",
             "condition number of the tangent kernel, none",
+        ),
+        Check(
+            "chaos",
+            "the tangent kernel is nearer the chaotic regime: less of it is between digits",
+            "tangent kernel between digits over that of one, batch norm",
+            "<",
+            "tangent kernel between digits over that of one, none",
+            kind=DOCUMENT,
         ),
         Check(
             "kernel_mean",

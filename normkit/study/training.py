@@ -346,6 +346,15 @@ E17 = Experiment(
             kind=DOCUMENT,
         ),
         Check(
+            "sufficient",
+            "pinning alone is as good as batch norm, to a point, each at its best",
+            "best accuracy, stop_gradient",
+            ">=",
+            "best accuracy, batch",
+            offset=-0.01,
+            kind=DOCUMENT,
+        ),
+        Check(
             "slow",
             "nor faster than without any norm, each at its best",
             "fewest steps to loss 0.3, stop_gradient",
