@@ -196,6 +196,7 @@ E3 = Experiment(
     "and β goes by the scale of the weights, which batch norm leaves free: the relative change is fairest.",
     smoothness,
     cost=8,
+    dtype="float64",
     frameworks=True,
     figures=("landscape",),
 )

@@ -77,6 +77,7 @@ class Experiment:
     run: Callable[[Lab], Found]
     #: Its share of the whole study's time, for the progress bar.
     cost: float = 1.0
+    #: float64 where other frameworks run it too: in float32 nets part by rounding, and an accuracy by a point.
     dtype: str = "float32"
     frameworks: bool = False
     figures: tuple[str, ...] = ()

@@ -165,6 +165,7 @@ def save(out: Path, experiment: Experiment, found: Sequence[tuple], settings: Ma
         "criterion": experiment.criterion,
         "verdict": verdict([c["holds"] for c in checks if c["kind"] == CRITERION]),
         "condition": experiment.condition,
+        "dtype": experiment.dtype,
         "checks": checks,
         "numbers": numbers,
         "settings": dict(settings),

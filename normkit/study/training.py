@@ -193,6 +193,7 @@ E1 = Experiment(
     "net is as accurate as batch norm, to a point: the gain is in steps and in rates.",
     learning_rates,
     cost=12,
+    dtype="float64",
     frameworks=True,
     figures=("learning_rates",),
 )
@@ -264,6 +265,7 @@ E5 = Experiment(
     "is about as accurate too: the gain is in steps, and at rates at which nothing trains without a norm.",
     p_norms,
     cost=10,
+    dtype="float64",
     frameworks=True,
     figures=("p_norms",),
 )
