@@ -1,5 +1,8 @@
 """The relatives of batch norm in PyTorch: what each does to y and to the gradient, modes, state, refusals."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 
@@ -112,20 +115,20 @@ def test_refusals(make, words):
 
 
 INF = float("inf")
-KEEPING = {
-    "noisy": lambda: NoisyBatchNorm(5),
-    "stop gradient": lambda: StopGradientBatchNorm(5),
-    "ghost": lambda: GhostBatchNorm(5, 2),
+NORMS = (
+    (1, False, False), (1, False, True), (2, False, False), (2, True, True), (INF, False, True), (INF, True, False),
+)  # fmt: skip
+KEEPING: dict[str, Callable[[], torch.nn.Module]] = {
+    "noisy": partial(NoisyBatchNorm, 5),
+    "stop gradient": partial(StopGradientBatchNorm, 5),
+    "ghost": partial(GhostBatchNorm, 5, 2),
     **{
-        f"p={p}, centred={centred}, consistent={consistent}": (
-            lambda p=p, centred=centred, consistent=consistent: LpNorm(5, p, centred=centred, consistent=consistent)
+        f"p={p}, centred={centred}, consistent={consistent}": partial(
+            LpNorm, 5, p, centred=centred, consistent=consistent
         )
-        for p, centred, consistent in (
-            (1, False, False), (1, False, True), (2, False, False), (2, True, True), (INF, False, True),
-            (INF, True, False),
-        )
+        for p, centred, consistent in NORMS
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("make", KEEPING.values(), ids=KEEPING)

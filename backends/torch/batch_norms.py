@@ -161,7 +161,8 @@ def _population(layer: nn.Module, x: Tensor) -> Any:
     values = Population(count, numbers(mean).reshape(-1), numbers((wide - mean).square().sum(axes)))
     if not isinstance(layer, batch_variants.LpNorm):
         return values
-    return NormPopulation(values, *map(numbers, (wide.abs().mean(axes), wide.amin(axes), wide.amax(axes))), layer)
+    absolute, least, most = (numbers(a) for a in (wide.abs().mean(axes), wide.amin(axes), wide.amax(axes)))
+    return NormPopulation(values, absolute, least, most, layer)
 
 
 @torch.no_grad()

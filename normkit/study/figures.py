@@ -45,7 +45,7 @@ def draw(out: Path, records: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         if not all(e in records for e in experiments):
             continue
         files = {}
-        given = [runner.curves(out, e) for e in experiments] or [records]
+        given: list[Any] = [runner.curves(out, e) for e in experiments] or [records]
         for theme in INK:
             with _theme(matplotlib, theme):
                 made = function(*given)

@@ -53,7 +53,7 @@ def figure(value: float | None) -> str:
     return f"{value:.1e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
 
 
-def _values(out: Path, records: Mapping[str, dict[str, Any]], drawn: Mapping[str, Mapping]) -> dict[str, Any]:
+def _values(out: Path, records: Mapping[str, dict[str, Any]], drawn: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     experiments = runner.experiments()
     rows = [
         {**record, "name": name, "figures": [drawn[f] for f in experiments[name].figures if f in drawn]}
