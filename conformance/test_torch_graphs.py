@@ -50,7 +50,7 @@ def test_the_compiler_reads_one_operator(name):
     call, seen, (x, w, b) = CALLS[name], Seen(), _arrays()
     arrays = (x,) if name == "a layer" else (x, w, b)
     compiled = torch.compile(call, backend=seen, fullgraph=True)
-    torch.testing.assert_close(compiled(*arrays), call(*arrays), rtol=0, atol=0)
+    torch.testing.assert_close(compiled(*arrays), call(*arrays), rtol=1e-6, atol=1e-6)  # composed, not a kernel
     assert seen.graphs == [["normkit.call.default"]]
 
 
@@ -59,7 +59,7 @@ def test_statistics_leave_the_graph():
     stats = torch.compile(lambda x: nk.batch_norm_train(x, axis=1)[1], backend=seen, fullgraph=True)(x)
     wanted = nk.batch_norm_train(x, axis=1)[1]
     assert isinstance(stats, nk.BatchStats) and stats.count == wanted.count == 15
-    torch.testing.assert_close(stats[:2], wanted[:2])
+    torch.testing.assert_close(stats[:2], wanted[:2], rtol=1e-6, atol=1e-6)
     assert seen.graphs == [["normkit.call.default"]]
 
 

@@ -65,9 +65,8 @@ class TorchBackend(ArrayBackend):
         return kernels.at_once(plan, x, weight, bias, mean, var)
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
+        operands = _widened(plan, operands)
         x = operands.x
-        if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and _autocast(plan, "cuda"):
-            operands = operands._replace(x=x.float())
         if torch.compiler.is_compiling() and ops.serves(plan, operands):
             return ops.apply(plan, operands)
         recorded, traced = _recorded(operands), _traced(x)
@@ -92,6 +91,14 @@ class TorchBackend(ArrayBackend):
 
     def create(self, values: Any, dtype: str, device: Any | None = None) -> Array:
         return torch.asarray(values, dtype=getattr(torch, dtype), device=device)
+
+
+def _widened(plan: Plan, operands: Operands) -> Operands:
+    """As torch's autocast would have x."""
+    x = operands.x
+    if x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and _autocast(plan, "cuda"):
+        return operands._replace(x=x.float())
+    return operands
 
 
 def _autocast(plan: Plan, device: str) -> bool:
@@ -154,11 +161,19 @@ def _plain(plan: Plan, operands: Operands) -> tuple[torch.Tensor, BatchStats | N
     return y, BatchStats(mean, var, count)
 
 
+def _stored(values: torch.Tensor) -> torch.Tensor:
+    """The same, of which Inductor makes a buffer: it would take the root again for each vector of a row."""
+    return values.as_strided(values.shape, values.stride())
+
+
 class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, plan, *arrays):
         operands = Operands(*arrays)
-        y, used = forward(xp, plan, operands, _habits(plan, operands.x))
+        habits = _habits(plan, operands.x)
+        if operands.x.is_cpu and _traced(operands.x) and operands.x.numel() >= ops.SMALLEST_STORED:
+            habits = habits._replace(stored=_stored)
+        y, used = forward(xp, plan, operands, habits)
         y = y.detach()  # no view of what else is gone: an activation may write to it
         ctx.plan, ctx.count = plan, used.count
         ctx.save_for_backward(*arrays, used.mean, used.residue, used.rstd)
@@ -275,8 +290,11 @@ def _call(x, weight, bias, mean, var, label, axes, numbers):
     shape = plan.param_shape
     if x.dtype not in _FLOATING or not all(a is None or BACKEND.suits(a, shape, x.device) for a in given[1:]):
         return []
-    y, stats = ops.apply(plan, given) if ops.serves(plan, given) else BACKEND.apply(plan, given)
-    return [y, *stats[:2]] if stats is not None else [y]
+    if ops.serves(plan, given):
+        y, stats = ops.apply(plan, given)
+        return [y] if stats is None else [y, *stats[:2]]
+    y, *stats = _Normalize.apply(plan, *_widened(plan, given))
+    return [y, *stats[:2]]
 
 
 ops.implement_call(_call)

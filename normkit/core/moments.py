@@ -32,6 +32,11 @@ def there_and_back(xp, values: Array, dtype: Any) -> Array:
     return xp.astype(xp.astype(values, dtype), values.dtype)
 
 
+def unchanged(values: Array) -> Array:
+    """For libraries that store every result anyway."""
+    return values
+
+
 class Habits(NamedTuple):
     """How the core computes with a library: what it must do, and what it may skip."""
 
@@ -47,6 +52,8 @@ class Habits(NamedTuple):
     rescue: Callable[[Plain, Rescued], tuple[Array, ...]] = rescue_always
     #: How to round to a narrower dtype, where a compiler leaves out a cast there and back.
     rounded: Callable[[Any, Array, Any], Array] = there_and_back
+    #: How to have a set's factor stored, where a compiler computes it anew for each of the elements.
+    stored: Callable[[Array], Array] = unchanged
 
 
 class Moments(NamedTuple):
@@ -210,7 +217,7 @@ def moments(
         factor = xp.where(constant, xp.zeros_like(rstd), rstd)
         residue = xp.where(constant, _any_of(xp, plan, mask, shifted), residue)
         var = xp.where(constant, xp.zeros_like(var), var)
-    return d, factor, Moments(mean, residue, var, rstd, count)
+    return d, habits.stored(factor), Moments(mean, residue, var, rstd, count)
 
 
 def is_number(count: Array | int) -> bool:
