@@ -50,15 +50,24 @@ bool check(const Args &a, Array (&arrays)[ARGUMENTS], bool backward, int kind, i
   return true;
 }
 
+// False with an exception: nothing of Python's may be called while there is one.
+bool integers(PyObject *const *values, Py_ssize_t count, int64_t *out) {
+  for (Py_ssize_t i = 0; i < count; ++i)
+    if ((out[i] = PyLong_AsLongLong(values[i])) == -1 && PyErr_Occurred()) return false;
+  return true;
+}
+
 // kind, outer, groups, channels, inner, eps, offset, center
 constexpr Py_ssize_t kSizes = 8;
 bool sizes(PyObject *const *values, long &kind, Args &a) {
-  kind = PyLong_AsLong(values[0]);
-  a.outer = PyLong_AsLongLong(values[1]), a.groups = PyLong_AsLongLong(values[2]);
-  a.channels = PyLong_AsLongLong(values[3]), a.inner = PyLong_AsLongLong(values[4]);
-  a.eps = PyFloat_AsDouble(values[5]), a.offset = PyFloat_AsDouble(values[6]);
-  a.center = PyObject_IsTrue(values[7]) == 1;
-  if (PyErr_Occurred()) return false;
+  int64_t numbers[5];
+  if (!integers(values, 5, numbers)) return false;
+  kind = long(numbers[0]), a.outer = numbers[1], a.groups = numbers[2], a.channels = numbers[3], a.inner = numbers[4];
+  for (auto [number, value] : {std::pair{&a.eps, values[5]}, {&a.offset, values[6]}})
+    if ((*number = PyFloat_AsDouble(value)) == -1 && PyErr_Occurred()) return false;
+  const int center = PyObject_IsTrue(values[7]);
+  if (center < 0) return false;
+  a.center = center;
   if (kind < ROWS || kind > COLUMNS || a.outer < 1 || a.groups < 1 || a.channels < 1 || a.inner < 1 || (kind == CHANNELS && a.groups != 1))
     return PyErr_SetString(PyExc_ValueError, "A kernel needs a known kind and positive sizes."), false;
   int64_t size = 1;
@@ -99,12 +108,18 @@ bool is_plain(const Array &a, int argument, const Shape &params) {
   return argument < WEIGHT || argument > GIVEN_VAR || !a.data || (params == a && (argument != GIVEN_VAR || !any_negative(a)));
 }
 
+// At any address.
 template <class T> void take_out(const void *stats, const Array &mean, const Array &var) {
-  const T *from = static_cast<const T *>(stats);
-  for (int64_t i = 0, n = mean.count; i < n; ++i) {
-    static_cast<T *>(mean.data)[i] = from[i] + from[n + i];
-    static_cast<T *>(var.data)[i] = from[2 * n + i];
-  }
+  const int64_t n = mean.count;
+  const auto row = [&](int64_t k, int64_t i) {
+    T value;
+    memcpy(&value, static_cast<const char *>(stats) + (k * n + i) * int64_t(sizeof value), sizeof value);
+    return value;
+  };
+  const auto put = [](const Array &out, int64_t i, T value) {
+    memcpy(static_cast<char *>(out.data) + i * int64_t(sizeof value), &value, sizeof value);
+  };
+  for (int64_t i = 0; i < n; ++i) put(mean, i, row(0, i) + row(1, i)), put(var, i, row(2, i));
 }
 
 // Mean and variance of a batch, out of the packed statistics of its channels.
@@ -178,8 +193,7 @@ PyObject *on_arrays(Args a, bool backward, long kind, PyObject *const *values, c
 PyObject *empty(PyObject *, PyObject *const *values, Py_ssize_t count) {
   int64_t numbers[1 + 64];
   if (count < 1 || count > 65) return PyErr_SetString(PyExc_TypeError, "empty takes a type and up to 64 lengths."), nullptr;
-  for (Py_ssize_t i = 0; i < count; ++i) numbers[i] = PyLong_AsLongLong(values[i]);
-  if (PyErr_Occurred()) return nullptr;
+  if (!integers(values, count, numbers)) return nullptr;
   if (numbers[0] < F32 || numbers[0] > BF16) return PyErr_Format(PyExc_ValueError, "There is no type %lld.", (long long)numbers[0]);
   return fresh_capsule(int(numbers[0]), int(count - 1), numbers + 1);
 }
@@ -206,8 +220,9 @@ PyObject *call(PyObject *, PyObject *const *values, Py_ssize_t count) {
   if (count != kScalars + ARGUMENTS) return PyErr_Format(PyExc_TypeError, "call takes %zd arguments; received %zd.", kScalars + ARGUMENTS, count);
   Args a{};
   long kind;
-  if (!sizes(values + 1, kind, a)) return nullptr;
-  return on_arrays(a, PyObject_IsTrue(values[0]) == 1, kind, values + kScalars, nullptr);
+  const int backward = PyObject_IsTrue(values[0]);
+  if (backward < 0 || !sizes(values + 1, kind, a)) return nullptr;
+  return on_arrays(a, backward, kind, values + kScalars, nullptr);
 }
 
 // A forward call whose sizes are known: what is left of it where x is small.
@@ -239,7 +254,10 @@ PyObject *bind(PyObject *, PyObject *const *values, Py_ssize_t count) {
     return PyErr_Format(PyExc_TypeError, "bind takes a tuple of types, a function, a shape and %zd sizes.", kSizes);
   Bound bound{values[0], values[1], {}, 0, {}};
   bound.params.ndim = int(PyTuple_Size(values[2]));
-  for (int i = 0; i < bound.params.ndim; ++i) bound.params.lengths[i] = PyLong_AsLongLong(PyTuple_GetItem(values[2], i));
+  for (int i = 0; i < bound.params.ndim; ++i) {
+    PyObject *const length = PyTuple_GetItem(values[2], i);
+    if (!integers(&length, 1, bound.params.lengths + i)) return nullptr;
+  }
   if (!sizes(values + 3, bound.kind, bound.args)) return nullptr;
   Py_INCREF(bound.types), Py_INCREF(bound.negated);
   return PyCapsule_New(new Bound(bound), Bound::kName, [](PyObject *capsule) {

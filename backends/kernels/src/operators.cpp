@@ -74,7 +74,7 @@ struct Tensor {
     require(torch.dim(h, &ndim)), require(torch.sizes(h, &sizes)), require(torch.strides(h, &strides));
     count = 1;
     for (int64_t d = 0; d < ndim; ++d) count *= sizes[d];
-    return ndim < kDims && count && (require(torch.data(h, &data)), true);
+    return ndim < kDims && count && (require(torch.data(h, &data)), data);
   }
   bool row_major() const { return dense(ndim, sizes, strides, false); }
   bool channels_last() const { return ndim > 2 && dense(ndim, sizes, strides, true); }
