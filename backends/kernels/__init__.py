@@ -160,7 +160,7 @@ def forward(plan: Plan, operands: Operands, *, save: bool = True) -> tuple[Array
 
 
 def gradients_at_once(
-    plan: Plan, x: Array, dy: Array, weight: Any, bias: Any, mean: Any, var: Any, stats: Any, needs: Sequence[bool]
+    plan: Plan, x: Array, dy: Array, weight: Any, bias: Any, mean: Any, var: Any, stats: Any, needs: Sequence[Any]
 ) -> tuple[Array | None, ...] | None:
     """What :func:`vjp` returns, without its name, where :func:`at_once` has served this plan; else ``None``."""
     bound = plan.memo.get(x.dtype)

@@ -17,12 +17,13 @@ template <class T> struct Columns {
 
   const Args &a;
   i64 channels, fold, width, vectors, slots, rows, block, blocks;
-  i64 rest;  // rows that do not fill a wide row
+  i64 rest;          // rows that do not fill a wide row
+  i64 from = 0, to;  // the vectors of a row that a task takes
 
   explicit Columns(const Args &a) : a(a), channels(a.groups * a.channels) {
     fold = channels >= 64 || a.inner < 2 ? 1 : most(1, least(64 / channels, a.inner));
     width = channels * fold;
-    vectors = width < W ? 0 : ceil_div(width, W), slots = vectors * W;
+    vectors = to = width < W ? 0 : ceil_div(width, W), slots = vectors * W;
     rows = width < W ? 0 : a.inner / fold;
     rest = width < W ? a.inner : a.inner % fold;
     // By shape alone, so that sums do not depend on the number of threads.
@@ -60,53 +61,6 @@ template <class T> struct Columns {
   }
 };
 
-// Sums about the pivots of d and d² for rows [r, end), all slots: in A over kRows rows, those added up in double.
-template <class T>
-inline void column_sums(const Columns<T> &job, i64 o, i64 r, i64 end, const Acc<T> *pivot, Acc<T> *s, Acc<T> *q, double *ds,
-                        double *dq) {
-  using A = Acc<T>;
-  using V = Vec<A>;
-  constexpr int W = kLanes<A>;
-  const auto add = [&](auto count) {
-    constexpr int n = decltype(count)::value;
-    const T *x = job.x(o, r);
-    for (i64 v = 0; v < job.vectors; ++v) {
-      const i64 column = job.at(v);
-      const V p = load(pivot + v * W);
-      V vs{}, vq{};
-      for (int k = 0; k < n; ++k) {
-        const V d = load(x + k * job.width + column) - p;
-        vs += d, vq += d * d;
-      }
-      store(s + v * W, load(s + v * W) + vs), store(q + v * W, load(q + v * W) + vq);
-    }
-  };
-  memset(ds, 0, sizeof(double) * size_t(job.slots));
-  memset(dq, 0, sizeof(double) * size_t(job.slots));
-  while (r < end) {
-    const i64 last = least(end, r + Columns<T>::kRows);
-    memset(s, 0, sizeof(A) * size_t(job.slots));
-    memset(q, 0, sizeof(A) * size_t(job.slots));
-    for (; r + 8 <= last; r += 8) add(std::integral_constant<int, 8>{});
-    for (; r < last; ++r) add(std::integral_constant<int, 1>{});
-    for (i64 k = 0; k < job.slots; ++k) ds[k] += s[k], dq[k] += q[k];
-  }
-}
-
-// Pivots for the columns: means over the first rows about the first.
-template <class T> inline void column_pivots(const Columns<T> &job, i64 o, Acc<T> *pivot) {
-  using A = Acc<T>;
-  constexpr int W = kLanes<A>;
-  const i64 n = least(job.rows, 32);
-  for (i64 v = 0; v < job.vectors; ++v) {
-    const T *x = job.x(o, 0) + job.at(v);
-    const Vec<A> first = load(x);
-    Vec<A> sum{};
-    for (i64 r = 1; r < n; ++r) sum += load(x + r * job.width) - first;
-    store(pivot + v * W, first + sum / A(n));
-  }
-}
-
 // Memory for one block of rows.
 template <class A> struct ColumnWork {
   A *pivot, *s, *q;
@@ -118,6 +72,70 @@ template <class A> struct ColumnWork {
     pivot = reinterpret_cast<A *>(dq + slots), s = pivot + slots, q = s + slots;
   }
 };
+
+// Sums about the pivots of d and d² for rows [r, end), all slots: in A over kRows rows, those added up in double.
+template <class T>
+inline void column_sums(const Columns<T> &job, i64 o, i64 r, i64 end, const Acc<T> *pivot, Acc<T> *s, Acc<T> *q, double *ds,
+                        double *dq) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  constexpr int W = kLanes<A>;
+  const auto add = [&](auto count) {
+    constexpr int n = decltype(count)::value;
+    const T *x = job.x(o, r);
+    for (i64 v = job.from; v < job.to; ++v) {
+      const i64 column = job.at(v);
+      const V p = load(pivot + v * W);
+      V vs{}, vq{};
+      for (int k = 0; k < n; ++k) {
+        const V d = load(x + k * job.width + column) - p;
+        vs += d, vq += d * d;
+      }
+      store(s + v * W, load(s + v * W) + vs), store(q + v * W, load(q + v * W) + vq);
+    }
+  };
+  const i64 first = job.from * W, slots = (job.to - job.from) * W;
+  memset(ds + first, 0, sizeof(double) * size_t(slots));
+  memset(dq + first, 0, sizeof(double) * size_t(slots));
+  while (r < end) {
+    const i64 last = least(end, r + Columns<T>::kRows);
+    memset(s + first, 0, sizeof(A) * size_t(slots));
+    memset(q + first, 0, sizeof(A) * size_t(slots));
+    for (; r + 8 <= last; r += 8) add(std::integral_constant<int, 8>{});
+    for (; r < last; ++r) add(std::integral_constant<int, 1>{});
+    for (i64 k = first; k < first + slots; ++k) ds[k] += s[k], dq[k] += q[k];
+  }
+}
+
+// The same for rows [r, end), kMerged at most, about pivots that are near the means: they are moved there if they are not.
+template <class T>
+inline void near_sums(const Columns<T> &job, i64 o, i64 r, i64 end, const ColumnWork<Acc<T>> &work) {
+  using A = Acc<T>;
+  const auto [pivot, s, q, ds, dq] = work;
+  const i64 first = job.from * kLanes<A>, last = job.to * kLanes<A>;
+  const double n = double(end - r);
+  column_sums(job, o, r, end, pivot, s, q, ds, dq);
+  bool good = true;
+  for (i64 k = first; k < last; ++k) good &= near(n, ds[k], dq[k]);
+  if (good) return;
+  for (i64 k = first; k < last; ++k)
+    if (!near(n, ds[k], dq[k])) pivot[k] = A(double(pivot[k]) + ds[k] / n);
+  column_sums(job, o, r, end, pivot, s, q, ds, dq);
+}
+
+// Pivots for the columns: means over the first rows about the first.
+template <class T> inline void column_pivots(const Columns<T> &job, i64 o, Acc<T> *pivot) {
+  using A = Acc<T>;
+  constexpr int W = kLanes<A>;
+  const i64 n = least(job.rows, 32);
+  for (i64 v = job.from; v < job.to; ++v) {
+    const T *x = job.x(o, 0) + job.at(v);
+    const Vec<A> first = load(x);
+    Vec<A> sum{};
+    for (i64 r = 1; r < n; ++r) sum += load(x + r * job.width) - first;
+    store(pivot + v * W, first + sum / A(n));
+  }
+}
 
 // The spread of each channel over rows [r, end) of a sample, about base[channel].
 template <class T>
@@ -131,14 +149,7 @@ inline void column_spreads(const Columns<T> &job, i64 o, i64 r, i64 end, bool wi
   for (; r < end; r += Columns<T>::kMerged) {
     const i64 last = least(end, r + Columns<T>::kMerged);
     const double n = double(last - r);
-    column_sums(job, o, r, last, pivot, s, q, ds, dq);
-    bool good = true;
-    for (i64 k = 0; k < job.slots; ++k) good &= near(n, ds[k], dq[k]);
-    if (!good) {
-      for (i64 k = 0; k < job.slots; ++k)
-        if (!near(n, ds[k], dq[k])) pivot[k] = A(double(pivot[k]) + ds[k] / n);
-      column_sums(job, o, r, last, pivot, s, q, ds, dq);
-    }
+    near_sums(job, o, r, last, work);
     for (i64 k = 0; k < job.slots; ++k) {
       const double shift = double(pivot[k]) - double(base[job.column(k) % job.channels]);
       slot_spread[k].merge(n, shift + ds[k] / n, centred(n, ds[k], dq[k]));
@@ -168,8 +179,8 @@ inline void column_apply(const Columns<T> &job, i64 o, i64 r, i64 end, bool with
     constexpr int n = decltype(count)::value;
     const T *x = job.x(o, r);
     T *y = job.y(o, r);
-    i64 v = 0;
-    for (; v + 2 <= job.vectors && job.at(v + 1) == (v + 1) * W; v += 2) {
+    i64 v = job.from;
+    for (; v + 2 <= job.to && job.at(v + 1) == (v + 1) * W; v += 2) {
       const i64 c = v * W;
       const auto mean = load(slot.mean + c), scale = load(slot.scale + c), shift = load(slot.shift + c);
       const auto mean2 = load(slot.mean + c + W), scale2 = load(slot.scale + c + W), shift2 = load(slot.shift + c + W);
@@ -179,7 +190,7 @@ inline void column_apply(const Columns<T> &job, i64 o, i64 r, i64 end, bool with
                                          (load(p + W) - mean2) * scale2 + shift2);
       }
     }
-    for (; v < job.vectors; ++v) {
+    for (; v < job.to; ++v) {
       const i64 c = job.at(v);
       const auto mean = load(slot.mean + v * W), scale = load(slot.scale + v * W), shift = load(slot.shift + v * W);
       for (int k = 0; k < n; ++k) store(y + k * job.width + c, (load(x + k * job.width + c) - mean) * scale + shift);
@@ -199,6 +210,31 @@ inline void column_apply(const Columns<T> &job, i64 o, i64 r, i64 end, bool with
     }
   }
   if (job.a.stream) fence();
+}
+
+// Batch norm of few rows: threads share out the channels, and each stays with its own until they are written.
+template <class T>
+inline void few_rows(const Columns<T> &job, const Acc<T> *w, const Acc<T> *b, const ColumnWork<Acc<T>> &work,
+                     const AffineTable<Acc<T>> &slot, bool *extreme) {
+  using A = Acc<T>;
+  constexpr int W = kLanes<A>;
+  const Args &a = job.a;
+  // Whole pairs of vectors, for streaming; the last task has what is left over, for the last vector overlaps the one before.
+  const i64 per = most(16, ceil_div(job.vectors, 16) * 2), tasks = most(1, job.vectors / per);
+  parallel(a, tasks, [&](i64 task) {
+    Columns<T> part(job);
+    part.from = task * per, part.to = task + 1 == tasks ? job.vectors : part.from + per;
+    column_pivots(part, 0, work.pivot);
+    near_sums(part, 0, 0, job.rows, work);
+    const double n = double(job.rows);
+    for (i64 k = part.from * W; k < part.to * W; ++k) {
+      const Moments<A> m = finish<A>(Spread{n, work.ds[k] / n, centred(n, work.ds[k], work.dq[k])}, work.pivot[k], a.eps);
+      const i64 c = job.column(k);
+      slot.mean[k] = m.mean, slot.scale[k] = m.scale(get(w + c)), slot.shift[k] = m.shift(get(w + c), get(b + c));
+      if (job.fresh(k)) extreme[c] = m.exact, save(a, c, m);
+    }
+    column_apply(part, 0, 0, job.rows, false, slot, slot);
+  });
 }
 
 template <class T> bool columns_forward(const Args &a) {
@@ -257,11 +293,14 @@ template <class T> bool columns_forward(const Args &a) {
   }
   for (i64 o = 0; o < samples; ++o)
     for (i64 c = 0; c < C; ++c) base[o * C + c] = get((const T *)a.x + o * a.inner * C + c);
+  const bool one_set_a_slot = samples == 1 && a.channels == 1 && job.fold == 1;
   const auto gather = [&](i64 o, i64 k, i64 r, i64 end) {
     const i64 t = o * job.blocks + k;
     column_spreads(job, o, r, end, k + 1 == job.blocks, base + o * C, ColumnWork<A>(work + t * work_size, S), slot_spreads + t * S, spreads + t * C);
   };
-  if (job.blocks == 1) {
+  if (one_set_a_slot && job.rows && job.rows <= Columns<T>::kRows) {
+    few_rows(job, w, b, ColumnWork<A>(work, S), table(of_slot, 0, S), extreme);
+  } else if (job.blocks == 1) {
     job.share(false, [&](i64 o, i64 k, i64 r, i64 end) {
       gather(o, k, r, end);
       settle(o);

@@ -135,6 +135,7 @@ void sweep(const Table &table, unsigned seed, int rounds) {
     int64_t outer = size(), groups = size() % 9, channels = size(), inner = size();
     if (groups < 1) groups = 1;
     if (random() % 8 == 0) (random() % 2 ? inner : channels) = 4090 + int64_t(random() % 300), outer = outer % 4 + 1, groups = 1;
+    if (kind == COLUMNS && random() % 4 == 0) outer = channels = 1, groups = 200 + int64_t(random() % 900), inner = 1 + inner % 256;
     if (outer * groups * channels * inner > (1 << 18)) continue;
     one(random, table, kind, type, outer, groups, channels, inner);
   }
