@@ -74,6 +74,16 @@ def test_finished_experiments_are_not_run_again(records, monkeypatch):
         runner.run(asked, records[1], seeds=2)
 
 
+def test_processes_share_the_work(records, tmp_path):
+    """The numbers are those of one process, and shares of the work only grow."""
+    shares = []
+    asked = runner.chosen(["e13", "e0"], "numpy")
+    found = runner.run(asked, tmp_path, seeds=1, processes=2, step=lambda name, seed, share: shares.append(share))
+    for name in ("E13", "E0"):
+        assert found[name]["numbers"] == records[0][name]["numbers"]
+    assert shares == sorted(shares) and shares[-1] == 1.0
+
+
 def test_what_other_code_found_is_run_again(records, monkeypatch):
     asked = runner.chosen(["e13"], "numpy")
     monkeypatch.setattr(runner, "Lab", None)

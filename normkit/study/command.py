@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -61,7 +62,9 @@ def study(
         def step(name: str, seed: int, share: float) -> None:
             progress.update(task, completed=share, description=name)
 
-        records = runner.run(asked, folder, framework=framework, seeds=seeds, quick=quick, again=again, step=step)
+        options = {"seeds": seeds, "quick": quick, "again": again}
+        processes = min(2, os.cpu_count() or 1)  # of one thread each
+        records = runner.run(asked, folder, framework=framework, processes=processes, step=step, **options)
         progress.update(task, description="draw")
         path = report.write(folder, records)
     screen = console(color)

@@ -7,21 +7,24 @@ import functools
 import hashlib
 import importlib
 import json
+import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import normkit
+from normkit.backends import kernels
 from normkit.conformance.libraries import LIBRARIES, library
 from normkit.study.claims import claims
 from normkit.study.lab import Lab
-from normkit.study.record import CRITERION, REPRODUCED, Experiment, number, verdict
+from normkit.study.record import CRITERION, REPRODUCED, Experiment, Found, number, verdict
 
-#: Called with an experiment, a seed's number and its share of all work.
+#: Called with an experiment, a seed's number and the share of all work that is done.
 Step = Callable[[str, int, float], None]
 
 #: Where the experiments are, in the report's order.
@@ -107,13 +110,43 @@ def quiet(framework: str) -> Iterator[None]:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         torch.set_flush_denormal(True)
+    kernels.limit_threads(1)
     try:
         with threadpool_limits(1), library(framework).session():
             yield
     finally:
+        kernels.limit_threads(0)
         if framework == "torch":
             torch.set_num_threads(before)
             torch.set_flush_denormal(False)
+
+
+#: An experiment and a seed.
+Task = tuple[Experiment, int]
+
+
+def one(framework: str, quick: bool, name: str, seed: int) -> tuple[Found, float]:
+    """What an experiment finds with a seed, and the seconds of a processor that it took."""
+    experiment, clock = experiments()[name], time.process_time()
+    with quiet(framework):
+        found = experiment.run(Lab(framework, seed, experiment.dtype, quick))
+    return found, time.process_time() - clock
+
+
+def finished(tasks: Sequence[Task], framework: str, quick: bool, processes: int) -> Iterator[tuple[Task, Found, float]]:
+    """The tasks as they end: one after the other here, or the longest first in so many processes."""
+    if processes == 1:
+        for e, seed in tasks:
+            yield (e, seed), *one(framework, quick, e.name, seed)
+        return
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
+    try:
+        longest = sorted(tasks, key=lambda task: -task[0].cost)
+        waiting = {pool.submit(one, framework, quick, e.name, seed): (e, seed) for e, seed in longest}
+        for future in as_completed(waiting):
+            yield waiting[future], *future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def run(
@@ -124,22 +157,26 @@ def run(
     seeds: int = 3,
     quick: bool = False,
     again: bool = False,
+    processes: int = 1,
     step: Step = lambda name, seed, share: None,
 ) -> dict[str, dict[str, Any]]:
     """Every record by name: those asked for, run where they are not there, and those that were there."""
     writable(out)
     settings = settings_of(framework, seeds, quick)
     waiting = [e for e in asked if again or load(out, e.name, settings) is None]
-    total, done = sum(e.cost for e in waiting) * seeds or 1.0, 0.0
-    with quiet(framework):
-        for experiment in waiting:
-            found, clock = [], time.process_time()
-            for seed in range(seeds):
-                step(experiment.name, seed, done / total)
-                lab = Lab(framework, seed, experiment.dtype, quick)
-                found.append(experiment.run(lab))
-                done += experiment.cost
-            save(out, experiment, found, settings, time.process_time() - clock)
+    tasks = [(e, seed) for e in waiting for seed in range(seeds)]
+    total, done = sum(e.cost for e, _ in tasks) or 1.0, 0.0
+    found: dict[str, dict[int, tuple[Found, float]]] = {e.name: {} for e in waiting}
+    if tasks:
+        step(tasks[0][0].name, 0, 0.0)
+    for (experiment, seed), result, seconds in finished(tasks, framework, quick, min(processes, len(tasks) or 1)):
+        done += experiment.cost
+        step(experiment.name, seed, done / total)
+        of_seed = found[experiment.name]
+        of_seed[seed] = result, seconds
+        if len(of_seed) == seeds:
+            results = [of_seed[k][0] for k in range(seeds)]
+            save(out, experiment, results, settings, sum(seconds for _, seconds in of_seed.values()))
     step("", seeds, 1.0)
     records = {name: load(out, name, settings) for name in experiments()}
     kept = {name: record for name, record in records.items() if record is not None}
