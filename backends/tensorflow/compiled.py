@@ -51,7 +51,7 @@ def compiles() -> bool:
 def serves(plan: Plan, operands: Operands) -> bool:
     """Whether kernels serve a call in such a graph: where there are processors alone, and all sizes are known.
 
-    A graph that is written while a model is saved must run where normkit is not: it gets TensorFlow's operations.
+    A graph that is written while a model is saved (again, then) must run where normkit is not.
     """
     arrays = [a for a in operands if a is not None]
     if operands.mask is not None or not all(a.dtype.name in _TYPES for a in arrays) or not kernels.could_serve(plan):
