@@ -62,9 +62,16 @@ def study(
         def step(name: str, seed: int, share: float) -> None:
             progress.update(task, completed=share, description=name)
 
-        options = {"seeds": seeds, "quick": quick, "again": again}
-        processes = min(2, os.cpu_count() or 1)  # of one thread each
-        records = runner.run(asked, folder, framework=framework, processes=processes, step=step, **options)
+        records = runner.run(
+            asked,
+            folder,
+            framework=framework,
+            seeds=seeds,
+            quick=quick,
+            again=again,
+            processes=min(2, os.cpu_count() or 1),  # of one thread each
+            step=step,
+        )
         progress.update(task, description="draw")
         path = report.write(folder, records)
     screen = console(color)
