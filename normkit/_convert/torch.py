@@ -191,11 +191,12 @@ class Torch(Framework):
             yield name, module, known(module)
 
     def strangers(self, model: Any) -> dict[str, str]:
+        from normkit.backends.torch import batch_variants
         from normkit.backends.torch.models import TorchModels
 
         found = ((name, module) for name, module, layer in self._found(model) if layer is None)
         # Ours that is no norm of x has a name for what it does to gradients.
-        unknown = ((name, module) for name, module in found if not type(module).__module__.startswith("normkit."))
+        unknown = ((name, module) for name, module in found if type(module).__module__ != batch_variants.__name__)
         verdicts = ((name, TorchModels().verdict(module)) for name, module in unknown)
         return {name: f"{LIKE}: {verdict}" for name, verdict in verdicts if isinstance(verdict, str)}
 
