@@ -27,6 +27,14 @@ LAYERS = {
 }
 
 
+def need_kernels() -> None:
+    """Skip the module that is being imported where no kernel serves."""
+    if not kernels.info()["built"]:
+        pytest.skip("the kernels are not built into this installation", allow_module_level=True)
+    if kernels.mode == "0":
+        pytest.skip("NORMKIT_KERNELS=0", allow_module_level=True)
+
+
 #: A small call of each layer.
 SMALL: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "layer_norm": ((5, 7, 12), {"axis": (-1,)}),

@@ -10,12 +10,9 @@ import pytest
 
 import normkit as nk
 from normkit.backends import kernels
-from normkit.conformance.kernel_inputs import DTYPES, LARGE, dtype_of, make, run
+from normkit.conformance.kernel_inputs import DTYPES, LARGE, dtype_of, make, need_kernels, run
 
-if not kernels.info()["built"]:
-    pytest.skip("the kernels are not built into this installation", allow_module_level=True)
-if kernels.mode == "0":
-    pytest.skip("NORMKIT_KERNELS=0", allow_module_level=True)
+need_kernels()
 tf = pytest.importorskip("tensorflow")
 
 

@@ -11,12 +11,9 @@ import pytest
 
 import normkit as nk
 from normkit.backends import kernels
-from normkit.conformance.kernel_inputs import DTYPES, LAYERS, SMALL, dtype_of, make, operands_of, run
+from normkit.conformance.kernel_inputs import DTYPES, LAYERS, SMALL, dtype_of, make, need_kernels, operands_of, run
 
-if not kernels.info()["built"]:
-    pytest.skip("the kernels are not built into this installation", allow_module_level=True)
-if kernels.mode == "0":
-    pytest.skip("NORMKIT_KERNELS=0", allow_module_level=True)
+need_kernels()
 tf = pytest.importorskip("tensorflow")
 compiled = pytest.importorskip("normkit.backends.tensorflow.compiled")
 if compiled._custom_call() is None:

@@ -8,11 +8,9 @@ import pytest
 
 import normkit as nk
 from normkit.backends import kernels
+from normkit.conformance.kernel_inputs import need_kernels
 
-if not kernels.info()["built"]:
-    pytest.skip("the kernels are not built into this installation", allow_module_level=True)
-if kernels.mode == "0":
-    pytest.skip("NORMKIT_KERNELS=0", allow_module_level=True)
+need_kernels()
 torch = importlib.import_module("torch")
 ops = importlib.import_module("normkit.backends.torch.ops")
 

@@ -74,9 +74,10 @@ def test_finished_experiments_are_not_run_again(records, monkeypatch):
         runner.run(asked, records[1], seeds=2)
 
 
-def test_processes_share_the_work(records, tmp_path):
-    """The numbers are those of one process, and shares of the work only grow."""
+def test_processes_share_the_work(records, tmp_path, monkeypatch):
+    """The numbers are those of one process, none of them found in this one, and shares of the work only grow."""
     shares = []
+    monkeypatch.setattr(runner, "Lab", None)
     asked = runner.chosen(["e13", "e0"], "numpy")
     found = runner.run(asked, tmp_path, seeds=1, processes=2, step=lambda name, seed, share: shares.append(share))
     for name in ("E13", "E0"):

@@ -16,7 +16,26 @@ Array = Any
 Pullback = Callable[[Array], tuple[Array, dict[str, Array]]]
 
 
-class Layer:
+class TrainsAffine:
+    """A layer whose affine part need not learn."""
+
+    _train_affine = True
+
+    @property
+    def train_affine(self) -> bool:
+        """Whether weight and bias learn."""
+        return self._train_affine
+
+    @train_affine.setter
+    def train_affine(self, value: bool) -> None:
+        self._train_affine = check.choice("train_affine", value, (True, False))
+        self._set_affine()
+
+    def _set_affine(self) -> None:
+        """Tell the parameters, where they are to know."""
+
+
+class Layer(TrainsAffine):
     """One of the functions, with parameters.
 
     A subclass says which in ``_run``, and holds its arguments as attributes of the same name: those that differ from
@@ -68,15 +87,6 @@ class Layer:
         trains.
         """
         return self._named(*self._apply(vjp, x, mask=mask, lengths=lengths))
-
-    @property
-    def train_affine(self) -> bool:
-        """Whether gradients go to weight and bias."""
-        return self._train_affine
-
-    @train_affine.setter
-    def train_affine(self, value: bool) -> None:
-        self._train_affine = check.choice("train_affine", value, (True, False))
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode."""

@@ -13,6 +13,7 @@ from . import _validate as check
 from . import _values as values
 from . import functional
 from ._dispatch import backend_of
+from ._layer import TrainsAffine
 from .backends import Backend
 from .core import running
 from .core.moments import is_number
@@ -64,30 +65,16 @@ def setting(name: str) -> Any:
     return property(get, set_)
 
 
-class Policed:
+class Policed(TrainsAffine):
     """A layer that has policies. It holds some of its own where they are not those of its class."""
 
     _policies = USUAL
-    _train_affine = True
 
     single_value = setting("single_value")
     empty_batch = setting("empty_batch")
     nonfinite = setting("nonfinite")
     use_batch_stats = setting("use_batch_stats")
     update_stats = setting("update_stats")
-
-    @property
-    def train_affine(self) -> bool:
-        """Whether the affine part learns."""
-        return self._train_affine
-
-    @train_affine.setter
-    def train_affine(self, value: bool) -> None:
-        self._train_affine = check.choice("train_affine", value, (True, False))
-        self._set_affine()
-
-    def _set_affine(self) -> None:
-        """Tell the parameters, where they are to know."""
 
     def _set_policies(self, **settings: Any) -> None:
         usual = type(self)._policies
@@ -110,7 +97,7 @@ def with_settings(original: Any, settings: dict[str, Any]) -> inspect.Signature:
 
 def policed(cls: Any) -> Any:
     """Give a class what :class:`Policed` has, where another base would make its objects unlike."""
-    for name, value in vars(Policed).items():
+    for name, value in (vars(TrainsAffine) | vars(Policed)).items():
         if not name.startswith("__") and name not in vars(cls):
             setattr(cls, name, value)
     return cls

@@ -291,14 +291,15 @@ template <class T> bool columns_forward(const Args &a) {
     job.share(false, apply);
     return true;
   }
-  for (i64 o = 0; o < samples; ++o)
-    for (i64 c = 0; c < C; ++c) base[o * C + c] = get((const T *)a.x + o * a.inner * C + c);
-  const bool one_set_a_slot = samples == 1 && a.channels == 1 && job.fold == 1;
   const auto gather = [&](i64 o, i64 k, i64 r, i64 end) {
     const i64 t = o * job.blocks + k;
     column_spreads(job, o, r, end, k + 1 == job.blocks, base + o * C, ColumnWork<A>(work + t * work_size, S), slot_spreads + t * S, spreads + t * C);
   };
-  if (one_set_a_slot && job.rows && job.rows <= Columns<T>::kRows) {
+  const bool one_set_a_slot = samples == 1 && a.channels == 1 && job.fold == 1, few = job.rows && job.rows <= Columns<T>::kRows;
+  if (!one_set_a_slot || !few)
+    for (i64 o = 0; o < samples; ++o)
+      for (i64 c = 0; c < C; ++c) base[o * C + c] = get((const T *)a.x + o * a.inner * C + c);
+  if (one_set_a_slot && few) {
     few_rows(job, w, b, ColumnWork<A>(work, S), table(of_slot, 0, S), extreme);
   } else if (job.blocks == 1) {
     job.share(false, [&](i64 o, i64 k, i64 r, i64 end) {

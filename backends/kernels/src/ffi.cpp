@@ -126,6 +126,7 @@ Error *gather(const Frame *frame, Call &call, int64_t operands, int64_t results,
   const auto like = [&](int gradient, int of) { return m[gradient].type == NONE || m[of].type == NONE || m[gradient].type == m[of].type; };
   if (!like(DWEIGHT, WEIGHT) || !like(DBIAS, BIAS) || !like(DMEAN, GIVEN_MEAN) || !like(DVAR, GIVEN_VAR))
     return refuse(frame, kInvalidArgument, "normkit: a gradient must have the dtype of what it is the gradient of.");
+  set_types(a, [&](Slot s) { return m[s].type; });
   return nullptr;
 }
 
@@ -140,8 +141,7 @@ void fold(Call &call) {
 
 Args instance(const Call &call, int64_t i) {
   Args a = call.args;
-  const auto at = [&](Slot s) { return call.memory[s].data + i * call.memory[s].step; };
-  place(a, at, [&](Slot s) { return call.memory[s].type; });
+  place(a, [&](Slot s) { return call.memory[s].data + i * call.memory[s].step; });
   return a;
 }
 

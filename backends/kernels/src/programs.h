@@ -9,13 +9,15 @@ namespace normkit::xla {
 // The arrays of a call, in the order in which those that are there are passed; the same as SLOTS in backends/kernels/programs.py.
 enum Slot { X, DY, WEIGHT, BIAS, GIVEN_MEAN, GIVEN_VAR, Y, MEAN, RESIDUE, VAR, RSTD, DWEIGHT, DBIAS, DMEAN, DVAR, SLOTS };
 inline constexpr const char *kNames[SLOTS] = {"x",       "dy",  "weight", "bias",    "given_mean", "given_var", "y",   "mean",
-                                       "residue", "var", "rstd",   "dweight", "dbias",      "dmean",     "dvar"};
+                                              "residue", "var", "rstd",   "dweight", "dbias",      "dmean",     "dvar"};
 
-// The arguments of a kernel: where each slot's array is, null where there is none, and its dtype.
-template <class At, class TypeOf> void place(Args &a, At at, TypeOf type) {
+// The arguments of a kernel: where each slot's array is, null where there is none; and of what dtypes they are.
+template <class At> void place(Args &a, At at) {
   a.x = at(X), a.dy = at(DY), a.weight = at(WEIGHT), a.bias = at(BIAS), a.given_mean = at(GIVEN_MEAN), a.given_var = at(GIVEN_VAR);
   a.y = at(Y), a.mean = at(MEAN), a.residue = at(RESIDUE), a.var = at(VAR), a.rstd = at(RSTD);
   a.dweight = at(DWEIGHT), a.dbias = at(DBIAS), a.dmean = at(DMEAN), a.dvar = at(DVAR);
+}
+template <class TypeOf> void set_types(Args &a, TypeOf type) {
   const auto either = [&](Slot gradient, Slot of) { return type(of) == NONE ? type(gradient) : type(of); };
   a.xtype = type(X), a.wtype = either(DWEIGHT, WEIGHT), a.btype = either(DBIAS, BIAS);
   a.mtype = type(GIVEN_MEAN), a.vtype = type(GIVEN_VAR);

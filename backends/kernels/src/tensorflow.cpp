@@ -61,7 +61,7 @@ void custom_call(void *out, void *const *operands, const char *text, size_t size
     for (const Slot s : {MEAN, RESIDUE, VAR, RSTD})
       if (a.center || s >= VAR) at[s] = row, row += bytes;
   }
-  place(a, [&](Slot s) { return at[s]; }, [&](Slot s) { return call.types[s]; });
+  place(a, [&](Slot s) { return at[s]; }), set_types(a, [&](Slot s) { return call.types[s]; });
   if (!launch(a, call.backward != 0, int(call.kind), parallel)) give_up("memory ran out", text, size);
 }
 
