@@ -60,6 +60,7 @@ ONCE = {
     "test_divergences.py": "numpy torch jax",
     "test_inspect.py": "numpy",
     "test_kernels.py": "numpy torch",
+    "test_kernels_custom_call.py": "numpy",
     "test_kernels_safety.py": "numpy torch",
     "test_oracle.py": "numpy",
     "test_study.py": "numpy",

@@ -192,17 +192,13 @@ MEANINGLESS = """
 import tensorflow as tf
 from normkit.backends.tensorflow import compiled
 call = compiled._custom_call()
-config = {!r}
-tf.function(lambda x: call(operands=[x], call_target_name="normkit", backend_config=config, has_side_effect=False,
+tf.function(lambda x: call(operands=[x], call_target_name="normkit", backend_config="0 7", has_side_effect=False,
             result_dtypes=[tf.float32], result_shapes=[x.shape])[0], jit_compile=True, autograph=False)(tf.ones((2, 3)))
 """
 
 
-@pytest.mark.parametrize("config", ["", "0 7 2 1 3 1 1e-5 0.0 1" + " 0" * 15])
-def test_a_call_that_makes_no_sense(config):
-    """XLA gives no way to say so: the process ends, with one sentence, before memory is touched."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEANINGLESS.format(config)], capture_output=True, text=True, timeout=300
-    )
+def test_a_call_that_makes_no_sense():
+    """XLA gives no way to say so: the process ends, with one sentence (test_kernels_custom_call.py has the others)."""
+    done = subprocess.run([sys.executable, "-c", MEANINGLESS], capture_output=True, text=True, timeout=300)
     assert done.returncode == -6
-    assert f"normkit: what was asked for makes no sense in a call from an XLA program: {config}" in done.stderr
+    assert "normkit: what was asked for makes no sense in a call from an XLA program: 0 7\n" in done.stderr

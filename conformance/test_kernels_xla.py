@@ -96,6 +96,26 @@ def test_a_call_that_does_not_fit_is_an_error():
             _by_hand(**changed)
 
 
+@pytest.mark.parametrize(
+    ("operands", "results"),
+    [
+        ("x weight", "y dweight"),
+        ("x given_mean given_var", "y rstd"),
+        ("x dy rstd", "y"),
+        ("x dy mean residue rstd", "dmean"),
+    ],
+)
+def test_results_that_no_kernel_would_write(operands, results):
+    """Nor read: what the gradient needs of centred rows is not all there."""
+    plan = LAYERS["batch_norm_train"]((4, 6, 3), {"axis": 1, "eps": 1e-5})
+    arrays = {name: np.ones((4, 6, 3) if name in ("x", "dy", "y") else 6, "f4") for name in programs.SLOTS}
+    runtime, given, taken = Runtime(), operands.split(), results.split()
+    attributes = fused._attributes(plan, given, taken, None, ())
+    frame = runtime.frame([arrays[n] for n in given], [arrays[n] for n in taken], attributes)
+    assert not runtime.run(frame)
+    assert runtime.errors == ["normkit: the arrays do not make up a call."]
+
+
 def _layer_norm(runtime):
     """A call that is large enough to be shared, and what it gives."""
     call = called("layer_norm", (700, 257), {"axis": (-1,)}, affine=False)

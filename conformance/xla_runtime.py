@@ -36,6 +36,13 @@ Threads = _structure("Threads", context=_P, threads=ctypes.POINTER(_N))
 _REFUSED, _EXECUTE = 0xBAD, 3
 
 
+def pointer(capsule) -> int:
+    """What a capsule without a name points to."""
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = _P, (ctypes.py_object, ctypes.c_char_p)
+    return get(capsule, None)
+
+
 class Runtime:
     """Says what XLA would not: other versions, no threads, late ones; or has its threads in sight of a sanitizer."""
 
@@ -102,7 +109,5 @@ class Runtime:
 
     def run(self, frame):
         """Whether the handler had nothing to say against it."""
-        get = ctypes.pythonapi.PyCapsule_GetPointer
-        get.restype, get.argtypes = _P, (ctypes.py_object, ctypes.c_char_p)
-        handler = ctypes.CFUNCTYPE(_P, _P)(get(kernels.xla_handler(), None))
+        handler = ctypes.CFUNCTYPE(_P, _P)(pointer(kernels.xla_handler()))
         return handler(ctypes.addressof(frame)) is None

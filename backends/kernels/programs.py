@@ -23,6 +23,10 @@ SLOTS = (
 #: The operands of a plan, and where each one's gradient is.
 OPERANDS = ("x", "weight", "bias", "given_mean", "given_var")
 GRADIENTS = ("y", "dweight", "dbias", "dmean", "dvar")
+#: Numbers as in src/kernels.h.
+TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
+#: The place of the statistics where they travel together: that of the last of them.
+STATS = "rstd"
 
 
 def given(operands: Operands) -> dict[str, Array]:
@@ -50,6 +54,13 @@ def layouts(plan: Plan, dtypes: Mapping[str, Any], accumulation: Any) -> dict[st
         if name in dtypes:
             found[gradient] = (plan.param_shape, dtypes[name])
     return found
+
+
+def description(plan: Plan, dtypes: Mapping[str, str]) -> str:
+    """What src/tensorflow.cpp reads: the call on arrays of these dtypes, the statistics among them as :data:`STATS`."""
+    types = [TYPES[dtypes[name]] if name in dtypes else -1 for name in SLOTS]
+    numbers = int("dy" in dtypes), *the_route(plan)[:5], plan.eps, plan.weight_offset, int(plan.center), *types
+    return " ".join(map(str, numbers))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -13,16 +13,11 @@ from tensorflow.python.saved_model import save_context
 
 from normkit.backends import kernels
 from normkit.backends.kernels import programs
-from normkit.backends.kernels.programs import GRADIENTS, SLOTS, TARGET, the_route, turned
+from normkit.backends.kernels.programs import GRADIENTS, SLOTS, STATS, TARGET, TYPES, description, turned
 from normkit.backends.protocol import Array
 from normkit.core.normalize import BatchStats, Gradients, Operands
 from normkit.core.plan import Plan
 
-#: Numbers as in src/kernels.h; -1 stands for no array.
-_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
-
-#: All statistics travel together, in the place of the last of them.
-STATS = "rstd"
 _PROCESSORS = {"CPU", "XLA_CPU"}
 
 #: The formula's values and gradients in this graph: what derivatives of the kernels' gradients are made of.
@@ -54,7 +49,7 @@ def serves(plan: Plan, operands: Operands) -> bool:
     A graph that is written while a model is saved (again, then) must run where normkit is not.
     """
     arrays = [a for a in operands if a is not None]
-    if operands.mask is not None or not all(a.dtype.name in _TYPES for a in arrays) or not kernels.could_serve(plan):
+    if operands.mask is not None or not all(a.dtype.name in TYPES for a in arrays) or not kernels.could_serve(plan):
         return False
     if save_context.in_save_context() or any(
         d.device_type not in _PROCESSORS for d in tf.config.list_logical_devices()
@@ -137,14 +132,12 @@ def _call(plan: Plan, given: dict[str, Array], results: Sequence[str]) -> dict[s
     shape, dtype = layouts[STATS]
     layouts[STATS] = ((len(programs.saved(plan)), *shape), dtype)
     there = dtypes | {name: layouts[name][1] for name in results}
-    types = [_TYPES[there[name].name] if name in there else -1 for name in SLOTS]
-    numbers = [int("dy" in given), *the_route(plan)[:5], plan.eps, plan.weight_offset, int(plan.center), *types]
     custom_call = _custom_call()
     assert custom_call is not None, "serves() was not asked"
     found = custom_call(
         operands=[given[name] for name in names],
         call_target_name=TARGET,
-        backend_config=" ".join(map(str, numbers)),
+        backend_config=description(plan, {name: dtype.name for name, dtype in there.items()}),
         has_side_effect=False,
         result_dtypes=[layouts[name][1] for name in results],
         result_shapes=[layouts[name][0] for name in results],

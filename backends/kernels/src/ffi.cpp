@@ -8,7 +8,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <initializer_list>
 #include <mutex>
 #include <new>
 #include <thread>
@@ -82,11 +81,8 @@ Error *describe(const Frame *frame, Call &call, int64_t &operands, int64_t &resu
     memcpy(out, scalar->value, 8), ++i;
   }
   a.center = center != 0;
-  int64_t size = 1;
-  bool sane = call.kind >= ROWS && call.kind <= COLUMNS && call.instances >= 0 && (call.kind != CHANNELS || a.groups == 1);
-  for (int64_t n : {a.outer, a.groups, a.channels, a.inner}) sane = sane && n > 0 && !__builtin_mul_overflow(size, n, &size);
-  sane = sane && !__builtin_mul_overflow(size, call.instances ? call.instances : 1, &size);
-  if (!sane) return refuse(frame, kInvalidArgument, "normkit: the call needs a known kind and positive sizes.");
+  if (!sane(call.kind, a, call.instances))
+    return refuse(frame, kInvalidArgument, "normkit: the call needs a known kind and positive sizes.");
   return nullptr;
 }
 
@@ -110,23 +106,18 @@ Error *gather(const Frame *frame, Call &call, int64_t operands, int64_t results,
       for (int64_t d = 0; d < buffer->rank; ++d) count *= buffer->shape[d];
       const int64_t one = large ? a.size() : stats ? sets : params, wanted = many ? one * call.instances : one;
       const int type = type_of(buffer->type);
-      const bool fits = large && s != X ? type == m[X].type : stats ? type == (m[X].type == F64 ? F64 : F32) : type != NONE;
-      if (count != wanted || !fits || m[s].type != NONE)
+      if (count != wanted || !fits(s, type, s == X ? type : m[X].type) || m[s].type != NONE)
         return refuse(frame, kInvalidArgument, "normkit: %s has %lld elements of type %d, and must have %lld of a dtype that fits x.",
                       kNames[s], (long long)count, buffer->type, (long long)wanted);
       m[s] = {static_cast<char *>(buffer->data), type, many ? one * size_of(type) : 0};
     }
-  const bool given = m[GIVEN_MEAN].type != NONE && m[GIVEN_VAR].type != NONE;
+  const auto type = [&](Slot s) { return m[s].type; };
   call.backward = m[DY].type != NONE;
-  if (next[0] != frame->operands.count || next[1] != frame->results.count || m[X].type == NONE ||
-      (given && call.kind == ROWS) || (m[GIVEN_MEAN].type != NONE) != (m[GIVEN_VAR].type != NONE) ||
-      (!call.backward && m[Y].type == NONE) || (call.backward && !given && m[RSTD].type == NONE) ||
-      (call.backward && !given && a.center && (m[MEAN].type == NONE || m[RESIDUE].type == NONE)))
+  if (next[0] != frame->operands.count || next[1] != frame->results.count || !complete(call.kind, a.center, type))
     return refuse(frame, kInvalidArgument, "normkit: the arrays do not make up a call.");
-  const auto like = [&](int gradient, int of) { return m[gradient].type == NONE || m[of].type == NONE || m[gradient].type == m[of].type; };
-  if (!like(DWEIGHT, WEIGHT) || !like(DBIAS, BIAS) || !like(DMEAN, GIVEN_MEAN) || !like(DVAR, GIVEN_VAR))
+  if (!alike(type))
     return refuse(frame, kInvalidArgument, "normkit: a gradient must have the dtype of what it is the gradient of.");
-  set_types(a, [&](Slot s) { return m[s].type; });
+  set_types(a, type);
   return nullptr;
 }
 

@@ -332,7 +332,9 @@ PyObject *limit(PyObject *, PyObject *count) {
   Py_RETURN_NONE;
 }
 
-PyObject *xla_handler(PyObject *, PyObject *) { return PyCapsule_New(reinterpret_cast<void *>(xla::handle), nullptr, nullptr); }
+template <auto function> PyObject *capsule(PyObject *, PyObject *) {
+  return PyCapsule_New(reinterpret_cast<void *>(function), nullptr, nullptr);
+}
 
 template <bool (*function)(const char *)> PyObject *for_library(PyObject *, PyObject *path) {
   PyObject *bytes = PyUnicode_EncodeFSDefault(path);
@@ -361,7 +363,8 @@ PyMethodDef methods[] = {
     {"info", info, METH_NOARGS, "The instruction set and the threads in use."},
     {"served", counts, METH_NOARGS, "How many forward and backward calls kernels have served in this process."},
     {"limit_threads", limit, METH_O, "limit_threads(n): use at most n threads; 0 lifts the limit."},
-    {"xla_handler", xla_handler, METH_NOARGS, "The kernels as a handler of XLA's foreign function interface, in a capsule."},
+    {"xla_handler", capsule<xla::handle>, METH_NOARGS, "The kernels as a handler of XLA's foreign function interface, in a capsule."},
+    {"custom_call", capsule<custom_call>, METH_NOARGS, "The kernels as a custom call of TensorFlow's XLA, in a capsule."},
     {"tensorflow_calls", for_library<register_custom_call>, METH_O,
      "tensorflow_calls(path): let the XLA of the libtensorflow_cc that was loaded from there call the kernels; False where it cannot."},
     {"torch_operators", for_library<implement_operators>, METH_O,

@@ -1,6 +1,7 @@
 // What the calls of kernels inside XLA programs have in common, whoever wrote the program.
 #pragma once
 #include <cstdint>
+#include <initializer_list>
 
 #include "kernels.h"
 
@@ -21,6 +22,35 @@ template <class TypeOf> void set_types(Args &a, TypeOf type) {
   const auto either = [&](Slot gradient, Slot of) { return type(of) == NONE ? type(gradient) : type(of); };
   a.xtype = type(X), a.wtype = either(DWEIGHT, WEIGHT), a.btype = either(DBIAS, BIAS);
   a.mtype = type(GIVEN_MEAN), a.vtype = type(GIVEN_VAR);
+}
+
+// Whether there is a kernel for sizes like these.
+inline bool sane(int64_t kind, const Args &a, int64_t instances = 1) {
+  int64_t size = 1;
+  bool whole = kind >= ROWS && kind <= COLUMNS && instances >= 0 && (kind != CHANNELS || a.groups == 1);
+  for (int64_t n : {a.outer, a.groups, a.channels, a.inner}) whole = whole && n > 0 && !__builtin_mul_overflow(size, n, &size);
+  return whole && !__builtin_mul_overflow(size, instances ? instances : 1, &size);
+}
+
+// Whether an array of this type can be slot s of a call on an x of that type.
+inline bool fits(int s, int type, int x) {
+  if (s >= MEAN && s <= RSTD) return type == (x == F64 ? F64 : F32);
+  return type != NONE && (type == x || (s != X && s != DY && s != Y));
+}
+
+// Whether gradients have the types of what they are the gradients of.
+template <class TypeOf> bool alike(TypeOf type) {
+  const auto like = [&](Slot gradient, Slot of) { return type(gradient) == NONE || type(of) == NONE || type(gradient) == type(of); };
+  return like(DWEIGHT, WEIGHT) && like(DBIAS, BIAS) && like(DMEAN, GIVEN_MEAN) && like(DVAR, GIVEN_VAR);
+}
+
+// Whether arrays of these types make up a call, all that is to be written is, and all that is to be read is there.
+template <class TypeOf> bool complete(int64_t kind, bool center, TypeOf type) {
+  const auto is = [&](Slot s) { return type(s) != NONE; };
+  const bool given = is(GIVEN_MEAN), stats = is(MEAN) || is(RESIDUE) || is(VAR) || is(RSTD), moved = is(DMEAN) || is(DVAR);
+  if (!is(X) || given != is(GIVEN_VAR) || (given && kind == ROWS) || (moved && !given)) return false;
+  if (!is(DY)) return is(Y) && !(given && stats) && !is(DWEIGHT) && !is(DBIAS) && !moved;
+  return given || (is(RSTD) && (!center || (is(MEAN) && is(RESIDUE))));
 }
 
 // XLA's threads take subnormal numbers for zero, and half precision has many of them: here they count, as everywhere else.

@@ -3,10 +3,12 @@
 
 #include <dlfcn.h>
 
+#include <charconv>
 #include <cstdio>
 #include <cstdlib>
 #include <initializer_list>
 #include <string>
+#include <system_error>
 
 #include "call.h"
 #include "programs.h"
@@ -23,32 +25,42 @@ using namespace xla;
   abort();
 }
 
-// The description that backends/tensorflow/compiled.py writes: whether backward, a route, eps and offset, whether centred, and the
+// The description that backends/kernels/programs.py writes: whether backward, a route, eps and offset, whether centred, and the
 // dtype of each slot, as in Type. The statistics are one array, in the place of the last of them.
 struct Call {
   Args args{};
-  long long backward = 0, kind = 0;
-  int types[SLOTS];
+  bool backward = false;
+  int kind = 0, types[SLOTS];
 
-  bool read(std::string text) {
-    char *at = text.data();
-    const auto whole = [&] { return strtoll(at, &at, 10); };
-    backward = whole(), kind = whole();
-    int64_t size = 1;
-    bool sane = kind >= ROWS && kind <= COLUMNS;
-    for (int64_t *n : {&args.outer, &args.groups, &args.channels, &args.inner})
-      sane = (*n = whole()) > 0 && sane && !__builtin_mul_overflow(size, *n, &size);
-    args.eps = strtod(at, &at), args.offset = strtod(at, &at), args.center = whole() != 0;
-    for (int &type : types) type = int(whole()), sane = sane && type >= NONE && type <= BF16;
-    return sane && *at == 0 && types[X] != NONE;
+  int type(Slot s) const { return s == MEAN || s == RESIDUE ? (args.center ? types[RSTD] : NONE) : s == VAR ? types[RSTD] : types[s]; }
+  bool read(const char *at, const char *end) {
+    bool whole = true;
+    // Whatever the locale: strtod would take a comma.
+    const auto number = [&](auto &value) {
+      for (; at < end && *at == ' '; ++at) {}
+      const std::from_chars_result found = std::from_chars(at, end, value);
+      at = found.ptr, whole = whole && found.ec == std::errc();
+    };
+    int flags[2]{};
+    number(flags[0]), number(kind);
+    for (int64_t *n : {&args.outer, &args.groups, &args.channels, &args.inner}) number(*n);
+    number(args.eps), number(args.offset), number(flags[1]);
+    backward = flags[0] != 0, args.center = flags[1] != 0;
+    for (int &type : types) number(type);
+    if (!whole || at != end || !sane(kind, args)) return false;
+    for (int s = 0; s < SLOTS; ++s)
+      if (types[s] != NONE && ((s >= MEAN && s < RSTD) || types[s] < F32 || types[s] > BF16 || !fits(s, types[s], types[X]))) return false;
+    const auto type_of = [&](Slot s) { return type(s); };
+    return backward == (types[DY] != NONE) && complete(kind, args.center, type_of) && alike(type_of);
   }
 };
 
-// What XLA calls: out is the memory of the result, and where there are several a list of theirs. All are in row-major order.
+}  // namespace
+
 void custom_call(void *out, void *const *operands, const char *text, size_t size, void *) {
   const Subnormals subnormals;
   Call call;
-  if (!call.read(std::string(text, size))) give_up("what was asked for makes no sense", text, size);
+  if (!call.read(text, text + size)) give_up("what was asked for makes no sense", text, size);
   const auto result = [&](int s) { return s >= DWEIGHT || s == Y || (s == RSTD && !call.backward); };
   int count = 0;
   for (int s = 0; s < SLOTS; ++s) count += call.types[s] != NONE && result(s);
@@ -59,13 +71,11 @@ void custom_call(void *out, void *const *operands, const char *text, size_t size
   if (char *row = static_cast<char *>(at[RSTD])) {
     const int64_t bytes = (call.kind == CHANNELS ? a.channels : a.outer * a.groups) * size_of(call.types[RSTD]);
     for (const Slot s : {MEAN, RESIDUE, VAR, RSTD})
-      if (a.center || s >= VAR) at[s] = row, row += bytes;
+      if (call.type(s) != NONE) at[s] = row, row += bytes;
   }
   place(a, [&](Slot s) { return at[s]; }), set_types(a, [&](Slot s) { return call.types[s]; });
-  if (!launch(a, call.backward != 0, int(call.kind), parallel)) give_up("memory ran out", text, size);
+  if (!launch(a, call.backward, call.kind, parallel)) give_up("memory ran out", text, size);
 }
-
-}  // namespace
 
 bool register_custom_call(const char *library) {
   void *const loaded = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);

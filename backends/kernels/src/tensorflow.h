@@ -1,9 +1,14 @@
 // The kernels in what XLA compiles for TensorFlow, which has a registry of functions that its programs may call.
 #pragma once
+#include <cstddef>
 
 namespace normkit {
 
-// Enters the kernels as "normkit" in the registry of the libtensorflow_cc that was loaded from there; false where it has none.
+// What XLA calls: out is the memory of the result, and where there are several a list of theirs. All are in row-major order, and
+// text says which kernel, on what. How large they are nobody says.
+void custom_call(void *out, void *const *operands, const char *text, size_t size, void *status);
+
+// Enters it as "normkit" in the registry of the libtensorflow_cc that was loaded from there; false where it has none.
 bool register_custom_call(const char *library);
 
 }  // namespace normkit

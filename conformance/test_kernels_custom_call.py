@@ -1,0 +1,149 @@
+"""The custom call that TensorFlow's XLA makes, made by hand: NumPy's bits, and calls that make no sense."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from normkit.backends import kernels
+from normkit.backends.kernels import programs
+from normkit.backends.kernels.programs import GRADIENTS, SLOTS, STATS
+from normkit.conformance.kernel_inputs import DTYPES, LARGE, LAYERS, SMALL, dtype_of, make, need_kernels, run
+from normkit.conformance.xla_runtime import pointer
+from normkit.core.normalize import Operands
+
+need_kernels()
+_P = ctypes.c_void_p
+
+
+def custom_call(operands, results, text):
+    """As XLA makes it: a result by itself is where its memory is, several are in a list of theirs."""
+    handler = ctypes.CFUNCTYPE(None, _P, _P, ctypes.c_char_p, ctypes.c_size_t, _P)(
+        pointer(kernels._kernels.custom_call())
+    )
+    given, taken = ((_P * len(list_))(*(a.ctypes.data for a in list_)) for list_ in (operands, results))
+    handler(taken[0] if len(results) == 1 else ctypes.addressof(taken), given, text, len(text), None)
+
+
+def called(plan, given, results):
+    """The results by name, from arrays that have memory of their own, to the byte."""
+    given = {name: np.array(given[name], order="C") for name in SLOTS if name in given}
+    dtypes = {name: a.dtype for name, a in given.items()}
+    layouts = programs.layouts(plan, dtypes, np.dtype("f8" if dtypes["x"] == "f8" else "f4"))
+    layouts[STATS] = ((len(programs.saved(plan)), *layouts[STATS][0]), layouts[STATS][1])
+    taken = {name: np.full(layouts[name][0], np.nan, layouts[name][1]) for name in results}
+    dtypes |= {name: a.dtype for name, a in taken.items()}
+    text = programs.description(plan, {name: dtype.name for name, dtype in dtypes.items()})
+    custom_call(list(given.values()), list(taken.values()), text.encode())
+    return taken
+
+
+def both_ways(plan, arrays):
+    """y, statistics and gradients as the kernels' own entry gives them, and as the custom call does."""
+    y, stats, gradients = run(plan, arrays)
+    given = {"given_" * (name in ("mean", "var")) + name: a for name, a in arrays.items()}
+    dy = given.pop("dy")
+    found = called(plan, given, ["y"] if stats is None else ["y", STATS])
+    yield y, found["y"]
+    if stats is not None:
+        yield stats, found[STATS]
+        given[STATS] = found[STATS]
+    wanted = {slot: name for name, slot in zip(programs.OPERANDS, GRADIENTS, strict=True) if name in given}
+    found = called(plan, {**given, "dy": dy}, list(wanted))
+    for slot, name in wanted.items():
+        yield gradients[name.removeprefix("given_")], found[slot]
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_bits_of_numpy(layer, dtype, affine):
+    """Without parameters the gradient is one result, which is not in a list."""
+    shape, options = SMALL[layer]
+    plan, arrays = make(
+        layer, shape, {"eps": 1e-5, **options}, np.random.default_rng(5), dtype_of(dtype), affine=affine
+    )
+    for wanted, found in both_ways(plan, arrays):
+        assert wanted.dtype == found.dtype
+        assert wanted.tobytes() == found.tobytes()
+
+
+@pytest.mark.parametrize(("layer", "shape", "options", "last"), [row for row in LARGE if not row[3]])
+def test_the_bits_of_numpy_on_several_threads(layer, shape, options, last):
+    plan, arrays = make(layer, shape, {"eps": 1e-5, **options}, np.random.default_rng(6), np.dtype("f4"))
+    try:
+        for count in (1, 2, 5):
+            kernels.limit_threads(count)
+            for wanted, found in both_ways(plan, arrays):
+                assert wanted.tobytes() == found.tobytes()
+    finally:
+        kernels.limit_threads(0)
+
+
+def _text(head="0 0 4 1 6 1 1e-05 0.0 1", **types):
+    """A layer norm's forward call of float32 without parameters, but for this."""
+    return " ".join([head, *(str({"x": 0, "y": 0, **types}.get(name, -1)) for name in SLOTS)])
+
+
+def test_a_call_by_hand():
+    plan = LAYERS["layer_norm"]((4, 6), {"axis": (-1,), "eps": 1e-5})
+    assert _text() == programs.description(plan, {"x": "float32", "y": "float32"})
+    x, y = np.arange(24, dtype="f4").reshape(4, 6), np.full((4, 6), np.nan, "f4")
+    custom_call([x], [y], _text().encode())
+    assert y.tobytes() == kernels.forward(plan, Operands(x))[0].tobytes()
+
+
+MEANINGLESS = {
+    "nothing": "",
+    "words": "layer norm",
+    "too little": _text()[:-3],
+    "too much": _text() + " 0",
+    "no such kernel": _text("0 3 4 1 6 1 1e-05 0.0 1"),
+    "no size": _text("0 0 4 1 0 1 1e-05 0.0 1"),
+    "a negative size": _text("0 0 -4 1 -6 1 1e-05 0.0 1"),
+    "sizes past all numbers": _text(f"0 0 {2**40} 1 {2**40} 1 1e-05 0.0 1"),
+    "a size past all numbers": _text(f"0 0 {2**70} 1 6 1 1e-05 0.0 1"),
+    "channels in groups": _text("0 1 4 2 6 1 1e-05 0.0 1"),
+    "no such dtype": _text(weight=4),
+    "no x": _text(x=-1, y=-1, weight=0),
+    "no y": _text(y=-1),
+    "y of another dtype": _text(y=1),
+    "backward, and no dy": _text("1 0 4 1 6 1 1e-05 0.0 1", rstd=0),
+    "forward, and dy": _text(dy=0, rstd=0),
+    "backward, and no statistics": _text("1 0 4 1 6 1 1e-05 0.0 1", dy=0),
+    "statistics in half precision": _text(x=2, y=2, rstd=2),
+    "statistics one by one": _text(mean=0, residue=0, var=0, rstd=0),
+    "a mean, and no variance": _text("0 1 4 1 6 1 1e-05 0.0 1", given_mean=0),
+    "a given mean of rows": _text(given_mean=0, given_var=0),
+    "statistics of given ones": _text("0 1 4 1 6 1 1e-05 0.0 1", given_mean=0, given_var=0, rstd=0),
+    "a gradient in a forward call": _text(weight=0, dweight=0),
+    "the gradient of a mean that is not given": _text("1 0 4 1 6 1 1e-05 0.0 1", dy=0, rstd=0, dmean=0),
+    "a gradient of another dtype": _text("1 0 4 1 6 1 1e-05 0.0 1", dy=0, rstd=0, weight=0, dweight=1),
+}
+CALLS = """
+import os
+import numpy as np
+from normkit.conformance.test_kernels_custom_call import MEANINGLESS, custom_call
+
+room = [np.ones(4 * 24, "f4") for _ in range(16)]
+for text in MEANINGLESS.values():
+    if child := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    else:
+        custom_call(room[:8], room[8:], text.encode())
+        os._exit(0)
+"""
+
+
+def test_calls_that_make_no_sense():
+    """XLA gives no way to say so: the process ends, with one sentence, before memory is touched."""
+    done = subprocess.run([sys.executable, "-c", CALLS], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    told = zip(MEANINGLESS.items(), done.stdout.split(), done.stderr.splitlines(), strict=True)
+    for (what, text), status, said in told:
+        assert status == "-6", what
+        assert said == f"normkit: what was asked for makes no sense in a call from an XLA program: {text}"
