@@ -59,7 +59,7 @@ ONCE = {
     "test_diagnostics_more.py": "numpy",
     "test_divergences.py": "numpy torch jax",
     "test_inspect.py": "numpy",
-    "test_kernels.py": "numpy torch",
+    "test_kernels.py": "numpy",
     "test_kernels_custom_call.py": "numpy",
     "test_kernels_safety.py": "numpy torch",
     "test_oracle.py": "numpy",

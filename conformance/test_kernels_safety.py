@@ -13,7 +13,17 @@ import pytest
 
 import normkit as nk
 from normkit.backends import kernels
-from normkit.conformance.kernel_inputs import LARGE, extension_call, guarded, make, operands_of, run
+from normkit.conformance.kernel_inputs import (
+    DTYPES,
+    LARGE,
+    dtype_of,
+    extension_call,
+    guarded,
+    judge,
+    make,
+    operands_of,
+    run,
+)  # fmt: skip
 from normkit.core import plan as plans
 from normkit.core.normalize import Operands
 
@@ -27,6 +37,41 @@ if not kernels.info()["built"]:
 def _no_limit():
     yield
     kernels.limit_threads(0)
+
+
+@pytest.mark.parametrize(("layer", "shape", "options", "last"), LARGE)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_bits_do_not_depend_on_threads(layer, shape, options, last, dtype):
+    options = {"eps": 1e-5, **options}
+    plan, arrays = make(layer, shape, options, np.random.default_rng(5), np.dtype(dtype), last=last)
+    results = []
+    for count in (1, 2, 5):
+        kernels.limit_threads(count)
+        y, stats, gradients = run(plan, arrays)
+        results.append((y, *([] if stats is None else [stats]), *gradients.values()))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert a.tobytes() == b.tobytes()
+    judge(layer, plan, arrays, options, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("layer", "shape", "options", "last"), LARGE)
+def test_torch_has_the_same_bits(layer, shape, options, last, dtype):
+    torch = pytest.importorskip("torch")
+    kind = dtype_of(dtype)
+    plan, arrays = make(layer, shape, {"eps": 1e-5, **options}, np.random.default_rng(11), kind, last=last)
+    y, stats, gradients = run(plan, arrays)
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[y.itemsize]
+    tensors = {
+        k: torch.from_numpy(v.view(f"i{v.itemsize}").copy("K")).view(getattr(torch, dtype)) for k, v in arrays.items()
+    }
+    y2, stats2, gradients2 = run(plan, tensors)
+    assert y2.stride() == tensors["x"].stride()
+    assert y.tobytes() == y2.view(bits).numpy().tobytes()
+    assert stats is None or stats.tobytes() == stats2.numpy().tobytes()
+    for name, g in gradients.items():
+        assert g.tobytes() == gradients2[name].view(bits).numpy().tobytes(), name
 
 
 def test_many_threads_call_at_once():

@@ -50,13 +50,19 @@ __all__ = [
 
 #: Where the names are that are loaded when they are first asked for.
 _LAZY = {"convert": "._convert", "inspect": "._convert"}
+_MODULES = ("diagnostics", "flax", "keras", "torch")
+
+
+def __dir__() -> list[str]:
+    """The public names, also of what is not loaded yet."""
+    return sorted({*__all__, *_MODULES, *(name for name in globals() if name.startswith("__"))})
 
 
 def __getattr__(name: str) -> object:
     """What works on files of models, the diagnostics, and drop-in layers, whose modules import their frameworks."""
     import importlib
 
-    if name in ("diagnostics", "flax", "keras", "torch"):
+    if name in _MODULES:
         try:
             return importlib.import_module(f"{__name__}.{name}")
         except ModuleNotFoundError as error:

@@ -10,7 +10,11 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-HOOK = "import sys, scikit_build_core.build as backend; print(getattr(backend, sys.argv[1])(sys.argv[2]))"
+HOOK = """
+import sys, scikit_build_core.build as backend
+hook, out, *objects = sys.argv[1:]
+print(getattr(backend, hook)(out, {"build-dir": folder for folder in objects}))
+"""
 
 # What a program finds where `site` is installed: the public names of each module, and the contents of each other file.
 FOUND = """
@@ -37,12 +41,13 @@ print(json.dumps({"file": normkit.__file__, "found": found}))
 """
 
 
-def build(hook: str, source: Path, out: Path) -> Path:
+def build(hook: str, source: Path, out: Path, *objects: Path) -> Path:
     """Call one build hook in ``source``, as an installer does, and return what it made."""
     out.mkdir()
     done = subprocess.run(
-        [sys.executable, "-P", "-c", HOOK, hook, str(out)], cwd=source, stdout=subprocess.PIPE, check=True
-    )
+        [sys.executable, "-P", "-c", HOOK, hook, str(out), *map(str, objects)],
+        cwd=source, stdout=subprocess.PIPE, check=True,
+    )  # fmt: skip
     return out / done.stdout.decode().split()[-1]
 
 
@@ -87,8 +92,8 @@ def expected(source: Path) -> set[str]:
 
 def compare(source: Path, scratch: Path) -> tuple[list[str], list[str]]:
     """What differs between the three, and the package's files."""
-    wheel = build("build_wheel", source, scratch / "wheel")
-    editable = build("build_editable", source, scratch / "editable")
+    wheel = build("build_wheel", source, scratch / "wheel", scratch / "objects")
+    editable = build("build_editable", source, scratch / "editable", scratch / "objects")
     with tarfile.open(build("build_sdist", source, scratch / "sdist")) as archive:
         archive.extractall(scratch / "unpacked", filter="data")
     (unpacked,) = (scratch / "unpacked").iterdir()

@@ -32,6 +32,12 @@ def test_all_names_exist_once_and_in_order():
     assert all(getattr(normkit, name) is not None for name in normkit.__all__)
 
 
+def test_completion_shows_what_is_public():
+    """Also what is loaded when it is asked for, and nothing else."""
+    shown = {name for name in dir(normkit) if not name.startswith("__")}
+    assert shown == {*normkit.__all__, "diagnostics", "flax", "keras", "torch"}
+
+
 def test_nothing_public_is_missing_from_all():
     public = ast.parse(resources.files(normkit).joinpath("__init__.py").read_text())
     imports = [node for node in ast.walk(public) if isinstance(node, ast.ImportFrom) and node.level]
