@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import array_api_compat
-
 from normkit.core.moments import Habits
 from normkit.core.normalize import BatchStats, Gradients, Operands, forward, returned_stats, vjp
 from normkit.core.plan import Plan, Shape
@@ -83,7 +81,11 @@ class ArrayBackend:
         self._dtype_names: dict[Any, str] = {}
 
     def namespace(self, x: Array | None = None) -> Any:
-        return self._namespace if x is None or self._namespace is not None else array_api_compat.array_namespace(x)
+        if x is None or self._namespace is not None:
+            return self._namespace
+        import array_api_compat  # 2 ms that `import normkit` does not need
+
+        return array_api_compat.array_namespace(x)
 
     def shape(self, x: Array) -> Shape:
         return x.shape

@@ -2,9 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from ._fold import fold
-from ._population import recalibrate, statistics_gap
-from ._replace import replace, restore
 from ._vjp import vjp
 from .core.normalize import BatchStats
 from .functional import batch_norm, batch_norm_train, group_norm, instance_norm, layer_norm, rms_norm
@@ -15,6 +12,9 @@ from .variants import batch_renorm_train, filter_response_norm, weight_standardi
 
 if TYPE_CHECKING:
     from ._convert import convert, inspect
+    from ._fold import fold
+    from ._population import recalibrate, statistics_gap
+    from ._replace import replace, restore
 
 __version__ = "0.1.0"
 
@@ -49,7 +49,15 @@ __all__ = [
 ]
 
 #: Where the names are that are loaded when they are first asked for.
-_LAZY = {"convert": "._convert", "inspect": "._convert"}
+_LAZY = {
+    "convert": "._convert",
+    "fold": "._fold",
+    "inspect": "._convert",
+    "recalibrate": "._population",
+    "replace": "._replace",
+    "restore": "._replace",
+    "statistics_gap": "._population",
+}
 _MODULES = ("diagnostics", "flax", "keras", "torch")
 
 
@@ -59,7 +67,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
-    """What works on files of models, the diagnostics, and drop-in layers, whose modules import their frameworks."""
+    """What works on models and their files, the diagnostics, and drop-in layers, whose modules import their frameworks."""
     import importlib
 
     if name in _MODULES:
