@@ -72,7 +72,8 @@ class Entry:
     def load(self) -> Backend:
         """The backend, one instance for the life of the process."""
         if self.name == "torch":
-            # The first call may be traced by torch.compile, which follows an import statement but no import by name.
+            _meet_torch()
+            # torch.compile, which may be tracing this, follows an import statement but no import by name.
             from normkit.backends.torch.backend import BACKEND
 
             return BACKEND
@@ -83,6 +84,16 @@ class Entry:
 def _load(where: str) -> Backend:
     module, _, name = where.partition(":")
     return getattr(importlib.import_module(module), name)()
+
+
+def _meet_torch() -> None:
+    """Import PyTorch's backend. Where torch.compile reads the call that does, it is to start again and read less."""
+    if "normkit.backends.torch.backend" not in sys.modules:
+        importlib.import_module("normkit.backends.torch.backend").start_again()
+
+
+# As torch.compiler.assume_constant_result would have it: it is called, and not read.
+_meet_torch._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 BUILTIN = (

@@ -59,6 +59,25 @@ def test_compiled_in_a_narrow_dtype(library, dtype, case, mode):
     _check(library, case, mode, dtype)
 
 
+@pytest.mark.parametrize("mode", [m for a in LIBRARIES.values() for m in a.modes])
+@pytest.mark.parametrize("layer", ["layer_norm", "rms_norm", "batch_norm_train"])
+def test_the_bound_holds_compiled(library, layer, mode):
+    """On every ladder, whichever formula a compiler is given; a constant is exactly the bias."""
+    if mode not in library.modes:
+        pytest.skip(f"{mode} is another library's")
+    case = cases.SITES[library.channel_axis][layer]
+    compiled = library.compiled(lambda *arrays: first(_function(case, {})(*arrays)), mode)
+    for x in inputs.INPUTS:
+        values = inputs.operands(case, x, "float32")
+        if x.finite and inputs.holds("float32", values):
+            given = measure.arrays(library, case, values, "float32")
+            y = compiled(*(given[n] for n in case.names))
+            assert_close(library, y, oracle.forward(layer, values, case.options), library.kind(given["x"]), "forward")
+            if x.name == "constant" and layer != "rms_norm":
+                bias = oracle._expand(values["bias"], case.shape, case.sets.params)
+                assert np.array_equal(library.numpy(y), np.broadcast_to(bias, case.shape))
+
+
 @pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("unknown", ["batch", "all but channels"])

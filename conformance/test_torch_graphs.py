@@ -7,6 +7,7 @@ import importlib
 import pytest
 
 import normkit as nk
+from normkit.conformance.package import fresh
 
 torch = importlib.import_module("torch")
 layers = importlib.import_module("normkit.torch")
@@ -52,6 +53,27 @@ def test_the_compiler_reads_one_operator(name):
     compiled = torch.compile(call, backend=seen, fullgraph=True)
     torch.testing.assert_close(compiled(*arrays), call(*arrays), rtol=1e-6, atol=1e-6)  # composed, not a kernel
     assert seen.graphs == [["normkit.call.default"]]
+
+
+COLD = """
+import torch, normkit as nk
+seen = []
+
+def backend(graph, _):
+    seen.append([str(n.target) for n in graph.graph.nodes if "normkit" in str(n.target)])
+    return graph.forward
+
+call = torch.compile(lambda x: nk.layer_norm(x, mask=x > 0) if {masked} else nk.layer_norm(x), backend=backend)
+for _ in range(2):
+    call(torch.ones(3, 4))
+print(len(seen), bool(seen[0]))
+"""
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["operator", "composed"])
+def test_the_first_call_of_a_program_may_be_compiled(masked, tmp_path):
+    """What loads normkit's PyTorch backend is read once, and again as if it had been loaded; compiled once, too."""
+    assert fresh.run(COLD.format(masked=masked), tmp_path) == f"1 {not masked}"
 
 
 def test_statistics_leave_the_graph():

@@ -67,7 +67,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
-    """What works on models and their files, the diagnostics, and drop-in layers, whose modules import their frameworks."""
+    """What works on models and files, the diagnostics, and drop-in layers, whose modules import their frameworks."""
     import importlib
 
     if name in _MODULES:

@@ -14,18 +14,22 @@ import torch
 from torch.autograd import forward_ad
 
 from normkit import _calls
+from normkit._dispatch import _by_type
 from normkit.backends import kernels
 from normkit.backends.kernels import Applied
 from normkit.backends.protocol import Array, ArrayBackend
 from normkit.backends.torch import ops
 from normkit.core.moments import Habits, Moments, rescue_always, rescue_if_needed, there_and_back
-from normkit.core.normalize import BatchStats, Gradients, Operands, forward, returned_stats, vjp
+from normkit.core.normalize import PLAIN, BatchStats, Gradients, Operands, forward, returned_stats, vjp
 from normkit.core.plan import Plan, Shape
 
 _FLOATING = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 #: What torch's autocast computes and returns in float32 on a GPU.
 _AUTOCAST_TO_FLOAT32 = frozenset({"layer_norm", "rms_norm", "group_norm"})
+
+#: For gradients within loops of Inductor's, which add up one vector after the other.
+_ADDED_BY_ONE = Habits(wide=True)
 
 #: Plans of several axes.
 _OVER_AXES = ("layer_plan", "rms_plan")
@@ -38,6 +42,8 @@ class TorchBackend(ArrayBackend):
 
     def __init__(self) -> None:
         super().__init__(xp)
+        # Those that torch.compile would find missing once, and compile again.
+        self._dtype_names |= {dtype: str(dtype).rpartition(".")[2] for dtype in (*_FLOATING, torch.bool)}
 
     def device(self, x: Array) -> torch.device:
         return x.device
@@ -166,13 +172,22 @@ def _stored(values: torch.Tensor) -> torch.Tensor:
     return values.as_strided(values.shape, values.stride())
 
 
+def _fused_habits(plan: Plan, x: torch.Tensor, habits: Habits) -> Habits:
+    """Of what Inductor makes loops of, on a processor."""
+    habits = habits._replace(one_pass=True)
+    if x.numel() < ops.SMALLEST_STORED:
+        return habits
+    along = x.stride(-1) == 1 and len(plan.view) - 1 in plan.axes
+    return habits._replace(stored=_stored, stored_mean=habits.stored_mean if along else _stored)
+
+
 class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, plan, *arrays):
         operands = Operands(*arrays)
         habits = _habits(plan, operands.x)
-        if operands.x.is_cpu and _traced(operands.x) and operands.x.numel() >= ops.SMALLEST_STORED:
-            habits = habits._replace(stored=_stored)
+        if operands.x.is_cpu and _traced(operands.x):
+            habits = _fused_habits(plan, operands.x, habits)
         y, used = forward(xp, plan, operands, habits)
         y = y.detach()  # no view of what else is gone: an activation may write to it
         ctx.plan, ctx.count = plan, used.count
@@ -196,7 +211,8 @@ class _Normalize(torch.autograd.Function):
         else:
             used = Moments(mean, residue, None, rstd, ctx.count)
         needs = dict(zip(Operands._fields, ctx.needs_input_grad[1:], strict=True))
-        found = vjp(xp, ctx.plan, operands, used, dy, needs=Gradients(*map(needs.get, Gradients._fields)))
+        habits = _ADDED_BY_ONE if operands.x.is_cpu and _traced(operands.x) else PLAIN
+        found = vjp(xp, ctx.plan, operands, used, dy, habits, needs=Gradients(*map(needs.get, Gradients._fields)))
         return None, found.x, found.weight, found.bias, found.mean, found.var, None
 
 
@@ -228,6 +244,14 @@ class _Fused(torch.autograd.Function):
 
 
 BACKEND = TorchBackend()
+# torch.compile follows the look-up of a type that is known, not the search for one that is not.
+_by_type.update(dict.fromkeys((torch.Tensor, torch.nn.Parameter), BACKEND))
+
+
+def start_again() -> None:
+    """Have torch.compile read anew what it is reading: it has met much that it would check before each call."""
+    if torch._guards.TracingContext.try_get() is not None:
+        raise torch._dynamo.exc.UnspecializeRestartAnalysis(restart_reason="normkit was loaded")
 
 
 def _in_graph(x, weight, bias, mean, var, mask, lengths, build, axis, *numbers) -> _calls.Done | None:

@@ -48,12 +48,16 @@ class Habits(NamedTuple):
     #: Add at most so many numbers one after the other, then the sums, without float64: for a compiler whose loops do
     #: (XLA on a processor). 0 leaves sums to the library.
     longest: int = 0
+    #: Take all of float32's moments from float64 sums, in one pass: for a compiler that forms several sums in one loop.
+    one_pass: bool = False
     #: How to choose between squares of ``d`` and squares of ``d`` times a power of two.
     rescue: Callable[[Plain, Rescued], tuple[Array, ...]] = rescue_always
     #: How to round to a narrower dtype, where a compiler leaves out a cast there and back.
     rounded: Callable[[Any, Array, Any], Array] = there_and_back
     #: How to have a set's factor stored, where a compiler computes it anew for each of the elements.
     stored: Callable[[Array], Array] = unchanged
+    #: And its mean, where it is another from element to element.
+    stored_mean: Callable[[Array], Array] = unchanged
 
 
 class Moments(NamedTuple):
@@ -171,6 +175,8 @@ def moments(
     if mask is not None:
         valid = xp.where(mask, xp.ones_like(x), xp.zeros_like(x))
         count = total(xp, valid, plan.axes, habits)
+    elif habits.one_pass and plan.power is None and x.dtype == xp.float32:
+        return _in_one_pass(xp, plan, x, habits, count)
     divisor = at_least_one(xp, count)
     limits = _FLOAT64 if x.dtype == xp.float64 else _FLOAT32
 
@@ -218,6 +224,37 @@ def moments(
         residue = xp.where(constant, _any_of(xp, plan, mask, shifted), residue)
         var = xp.where(constant, xp.zeros_like(var), var)
     return d, habits.stored(factor), Moments(mean, residue, var, rstd, count)
+
+
+def _in_one_pass(xp, plan: Plan, x: Array, habits: Habits, count: Array | int) -> tuple[Array, Array, Moments]:
+    """The same from sums of what float32 x is from one value of its set, and of its squares, in float64's range.
+
+    With ``s = x - x[0]``, ``m = x[0] + mean(s)`` and ``v = mean(s·s) - mean(s)²``. A set that holds x[0] has a variance
+    of ``mean(s)² / (n - 1)`` at least, so that the difference keeps its digits up to many millions of elements; of a
+    constant set all is exact.
+    """
+    divisor = at_least_one(xp, count)
+    share = 1 / (divisor if is_number(divisor) else xp.astype(divisor, xp.float64))
+
+    def average(values):
+        return xp.sum(values, axis=plan.axes, keepdims=True) * share
+
+    d, s, mean, residue = x, xp.astype(x, xp.float64), None, None
+    if plan.center:
+        origin = _any_of(xp, plan, None, s)
+        s = s - origin
+        shift = average(s)
+        exact = origin + shift
+        mean = habits.stored_mean(xp.astype(exact, x.dtype))
+        residue = habits.stored_mean(xp.astype(exact - xp.astype(mean, xp.float64), x.dtype))
+        d = x - mean - residue
+    var = average(s * s)
+    if plan.center:
+        var = xp.maximum(var - shift * shift, xp.zeros_like(var))
+    rstd = 1 / _root(xp, var + plan.eps, plan.eps)
+    most = xp.full_like(var, _FLOAT32.most)
+    var, rstd = (xp.astype(xp.minimum(a, most), x.dtype) for a in (var, rstd))
+    return d, habits.stored(rstd), Moments(mean, residue, var, rstd, count)
 
 
 def is_number(count: Array | int) -> bool:
