@@ -57,6 +57,49 @@ def test_the_bits_of_numpy_in_every_dtype(layer, dtype, param_dtype):
     _assert_bits(called(layer, dtype=dtype, param_dtype=np.dtype(param_dtype)))
 
 
+@pytest.mark.parametrize(
+    ("layer", "options"),
+    [
+        ("layer_norm", {"axis": (0, 2)}),
+        ("rms_norm", {"axis": (1,), "weight_offset": 1.0}),
+        ("group_norm", {"axis": 2, "num_groups": 2}),
+        ("instance_norm", {"axis": 2}),
+    ],
+)
+def test_axes_that_no_kernel_has(layer, options):
+    """x is turned, and y and its gradient are turned back."""
+    call = called(layer, (2, 3, 4, 5), options)
+    assert programs.turned(call.plan)[1] is not None
+    wanted, stats = kernels.forward(call.plan, call.arrays)
+    gradients = kernels.vjp(call.plan, call.arrays, stats, call.dys)
+    before = kernels.served()
+    y, _, found = _bits(call)
+    assert kernels.served().since(before) == (1, 1)
+    assert same(y, wanted)
+    for name in ("x", "weight", "bias"):
+        assert same(getattr(found, name), getattr(gradients, name)), name
+
+
+@pytest.mark.parametrize(
+    ("layer", "options"), [("layer_norm", {"axis": (0, 2)}), ("group_norm", {"axis": 2, "num_groups": 2})]
+)
+def test_the_gradient_of_a_gradient_along_axes_that_no_kernel_has(layer, options):
+    """That of a call turned is the formula's, turned."""
+    call = called(layer, (2, 3, 4, 5), options, "float64")
+    function = functools.partial(getattr(nk, layer), **options)
+
+    def second(x, weight):
+        def first(weight):
+            return jax.grad(lambda x: (function(x, weight=weight) ** 3).sum())(x)
+
+        return jax.grad(lambda weight: (first(weight) ** 2).sum())(weight)
+
+    found = jax.jit(second)(call.operands.x, call.operands.weight)
+    with kernels.off():
+        wanted = jax.jit(lambda *arrays: second(*arrays))(call.operands.x, call.operands.weight)
+    np.testing.assert_allclose(found, wanted, rtol=1e-9)  # both are the core's formula, in float64
+
+
 @pytest.mark.parametrize(("dtype", "spread"), [("float16", 1e-6), ("float32", 1e-42)])
 @pytest.mark.parametrize("layer", ["layer_norm", "batch_norm_train"])
 def test_subnormal_numbers_are_no_zeros(layer, dtype, spread):
