@@ -64,6 +64,14 @@ def test_gradients_of_many_rows(layer, rows):
         judge(layer, plan, arrays, options, "float32")
 
 
+@pytest.mark.parametrize(("layer", "groups"), [("group_norm", {"num_groups": 2}), ("instance_norm", {})])
+def test_channels_on_the_first_axis(layer, groups):
+    """There are no samples then: each group, or channel, is all there is of it."""
+    options = {"axis": 0, "eps": 1e-5, **groups}
+    plan, arrays = make(layer, (6, 5, 4), options, np.random.default_rng(2), np.dtype("f4"))
+    judge(layer, plan, arrays, options, "float32")
+
+
 LADDER = [(offset, 1.0) for offset in (0, 1e2, 1e4, 1e6)] + [
     (0, s) for s in (1e-30, 1e-20, 1e-10, 1e10, 1e18, 1e25, 1e30)
 ]

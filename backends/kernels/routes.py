@@ -107,8 +107,6 @@ def _along(plan: Plan, order: Order) -> Route | None:
         if after == 1:
             return made(COLUMNS, 1, shape[channel], 1, before)
         return made(CHANNELS, before, 1, shape[channel], after)
-    if order[0] != 0:
-        return None
     samples = shape[0] if channel else 1
     groups = shape[channel] if plan.layer == "instance_norm" else plan.view[channel]
     assert groups is not None
