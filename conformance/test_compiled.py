@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import normkit as nk
+from normkit.backends import kernels
 from normkit.conformance import cases, inputs, measure, natives, oracle
 from normkit.conformance.checks import assert_close
 from normkit.conformance.libraries import LIBRARIES, first
@@ -76,6 +77,31 @@ def test_the_bound_holds_compiled(library, layer, mode):
             if x.name == "constant" and layer != "rms_norm":
                 bias = oracle._expand(values["bias"], case.shape, case.sets.params)
                 assert np.array_equal(library.numpy(y), np.broadcast_to(bias, case.shape))
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
+def test_tapes_around_what_xla_compiles_without_kernels(library, masked):
+    """A gradient's gradient from outside: XLA has not all that is in that of a conditional."""
+    if library.name != "tensorflow":
+        pytest.skip("only TensorFlow compiles the parts and differentiates around them")
+    tf = library.xp
+    x = tf.constant(np.random.default_rng(0).normal(size=(5, 6)), tf.float32)
+
+    def call(x):
+        return nk.layer_norm(x, mask=x > -1) if masked else nk.layer_norm(x)
+
+    def twice(call):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = tf.reduce_sum(call(x) ** 3)
+            slope = tape.gradient(y, x)
+        return outer.gradient(slope, x, output_gradients=tf.cos(x))
+
+    with kernels.off():
+        found, expected = twice(tf.function(call, jit_compile=True)), twice(call)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)  # two float32 formulas, each within units
 
 
 @pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])

@@ -13,7 +13,16 @@ from tensorflow.python.eager import record
 from normkit.backends import kernels
 from normkit.backends.protocol import Array, ArrayBackend
 from normkit.backends.tensorflow import compiled, namespace
-from normkit.core.moments import Habits, Plain, Rescued, accumulation_dtype, rescue_always, rescue_if_needed
+from normkit.core.moments import (
+    Habits,
+    Moments,
+    Plain,
+    Rescued,
+    accumulation_dtype,
+    is_number,
+    rescue_always,
+    rescue_if_needed,
+)
 from normkit.core.normalize import BatchStats, Gradients, Operands, forward, returned_stats, vjp
 from normkit.core.plan import Plan, Shape
 
@@ -125,6 +134,12 @@ def _normalizer(plan: Plan, names: tuple[str, ...]) -> Callable:
         habits, count = _habits(plan, operands.x), _count(plan, operands.x)
         y, used = forward(namespace, plan, operands, habits, count=count)
         stats = returned_stats(namespace, plan, operands, used)
+        if compiled.compiles():
+            # XLA has not all that is in the gradient of a conditional's gradient.
+            used = Moments(*(a if a is None or is_number(a) else tf.stop_gradient(a) for a in used))
+            pullback = functools.partial(_pullback, plan, used)
+            twice = compiled.twice(plan, names, pullback, _formula)
+            return (y, *map(tf.stop_gradient, stats or ())), lambda dy, *_: twice(dy, arrays)
 
         def gradient(dy, *_):
             found = vjp(namespace, plan, operands, used, dy, WIDE if tf.executing_eagerly() else GRAPH)._asdict()
@@ -133,6 +148,10 @@ def _normalizer(plan: Plan, names: tuple[str, ...]) -> Callable:
         return (y, *map(tf.stop_gradient, stats or ())), gradient
 
     return lambda *arrays: normalize(*map(tf.convert_to_tensor, arrays))
+
+
+def _pullback(plan: Plan, used: Moments, operands: Operands, dy: Array) -> Gradients:
+    return vjp(namespace, plan, operands, used, dy, GRAPH)
 
 
 # As _normalizer, by the kernels. Only where a tape may want the gradient: the wrapper costs ten times a small kernel.
@@ -161,7 +180,7 @@ def _formula(plan: Plan, operands: Operands, dy: Array) -> Gradients:
     eager = tf.executing_eagerly()
     # Not rescue_by_cond: XLA has not all that is in the gradient of a gradient's branch.
     habits = _habits(plan, operands.x) if eager else GRAPH._replace(rescue=rescue_always)
-    used = forward(namespace, plan, operands, habits)[1]
+    used = forward(namespace, plan, operands, habits, count=_count(plan, operands.x))[1]
     return vjp(namespace, plan, operands, used, dy, WIDE if eager else GRAPH)
 
 

@@ -85,40 +85,54 @@ def batch_stats(plan: Plan, stats: Array | None) -> BatchStats | None:
     return BatchStats(mean, var, plan.count or 0)
 
 
+def _named(names: Sequence[str], arrays: Sequence[Array]) -> Operands:
+    return Operands(**dict(zip(names, arrays, strict=True)))
+
+
 @functools.lru_cache(maxsize=4096)
 def normalizer(plan: Plan, names: tuple[str, ...], formula: Formula) -> Callable:
     """The call as one differentiable function of the operands with these names."""
 
-    def named(arrays: Sequence[Array]) -> Operands:
-        return Operands(**dict(zip(names, arrays, strict=True)))
-
     @tf.custom_gradient
     def normalize(*arrays):
-        y, packed = forward(plan, named(arrays))
+        y, packed = forward(plan, _named(names, arrays))
         if packed is not None:
             packed = tf.stop_gradient(packed)  # what becomes of it where x moves, the formula says
-
-        @tf.custom_gradient
-        def pull_back(dy, *arrays):
-            found = vjp(plan, named(arrays), packed, dy)
-
-            def derivative(*slopes):
-                with tf.GradientTape() as tape:
-                    tape.watch([dy, *arrays])
-                    gradients = formula(plan, named(arrays), dy)
-                    values = [getattr(gradients, name) for name in names]
-                return tape.gradient(values, [dy, *arrays], slopes)
-
-            return [getattr(found, name) for name in names], derivative
-
-        def gradient(dy, *_):
-            # Identities: a gradient may be a graph of its own, and its gradient another, which sees no further back.
-            return pull_back(dy, *map(tf.identity, arrays))
-
+        pull_back = twice(plan, names, lambda operands, dy: vjp(plan, operands, packed, dy), formula)
         stats = batch_stats(plan, packed)
-        return (y, *(stats[:2] if stats else ())), gradient
+        return (y, *(stats[:2] if stats else ())), lambda dy, *_: pull_back(dy, arrays)
 
     return lambda *arrays: normalize(*map(tf.convert_to_tensor, arrays))
+
+
+def twice(
+    plan: Plan, names: tuple[str, ...], pullback: Callable[[Operands, Array], Gradients], formula: Formula
+) -> Callable[[Array, Sequence[Array]], list[Array | None]]:
+    """The gradients, of dy and the operands with these names, whose own gradients are those of the formula."""
+    with_gradient = [name for name in names if name != "mask"]
+
+    @tf.custom_gradient
+    def pull_back(dy, *arrays):
+        found = pullback(_named(names, arrays), dy)
+
+        def derivative(*slopes):
+            moving = [a for a in arrays if a.dtype.is_floating]
+            with tf.GradientTape() as tape:
+                tape.watch([dy, *moving])
+                gradients = formula(plan, _named(names, arrays), dy)
+                values = [getattr(gradients, name) for name in with_gradient]
+            first, *others = tape.gradient(values, [dy, *moving], slopes)
+            rest = iter(others)
+            return [first, *(next(rest) if a.dtype.is_floating else None for a in arrays)]
+
+        return [getattr(found, name) for name in with_gradient], derivative
+
+    def gradients(dy, arrays):
+        # Identities: a gradient may be a graph of its own, and its gradient another, which sees no further back.
+        found = iter(pull_back(dy, *map(tf.identity, arrays)))
+        return [None if name == "mask" else next(found) for name in names]
+
+    return gradients
 
 
 def _call(plan: Plan, given: dict[str, Array], results: Sequence[str]) -> dict[str, Array]:
