@@ -50,3 +50,26 @@ def test_second_order(library, dtype, case):
     for name, product in zip(case.names, found.values(), strict=True):
         like = library.kind(given[name])._replace(layout=library.kind(product).layout)  # as autograd leaves it
         assert_close(library, product, reference[name], like, "second order")
+
+
+def test_statistics_have_no_gradient(library):
+    """Mean and variance of a batch are for inference: in no mode does a gradient pass through them."""
+    x = library.array(np.random.default_rng(0).normal(size=(6, 3)), "float32")
+    if library.name == "tensorflow":
+        with library.xp.GradientTape() as tape:
+            tape.watch(x)
+            mean, var, _ = nk.batch_norm_train(x)[1]
+        gradient = tape.gradient([mean, var], x)
+        assert gradient is None or not library.numpy(gradient).any()
+        return
+    if library.name not in ("torch", "jax"):
+        pytest.skip(f"{library.name} differentiates nothing by itself")
+
+    def total(x):
+        stats = nk.batch_norm_train(x)[1]
+        return stats.mean.sum() + stats.var.sum()
+
+    gradient = (library.xp.func if library.name == "torch" else library.xp).grad(total)(x)
+    assert not library.numpy(gradient).any()
+    if library.name == "torch":
+        assert not total(x.clone().requires_grad_()).requires_grad
