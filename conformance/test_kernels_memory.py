@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import normkit as nk
 from normkit import _calls
 from normkit.backends import kernels
+from normkit.backends.kernels.libraries import library_of
 from normkit.conformance.kernel_inputs import LARGE, extension_call, make, run
 from normkit.core import plan as plans
 from normkit.core.normalize import Operands
@@ -47,6 +49,31 @@ def test_tensors_whose_memory_is_not_their_values():
     assert channels.is_neg()
     image = x.reshape(4, 1, 6)
     assert torch.equal(nk.batch_norm(image, x[0, :1], channels), nk.batch_norm(image, x[0, :1], torch.ones(1)))
+
+
+@pytest.mark.parametrize("layer", ["layer_norm", "group_norm", "batch_norm_train"])
+def test_outputs_without_pages_get_the_same_numbers(layer, monkeypatch):
+    """They are written through the caches and in other pieces, those with pages past the caches: here both, in turn."""
+    x = np.random.default_rng(0).standard_normal((520, 24, 17, 24), dtype=np.float32)
+    call = {
+        "layer_norm": lambda: nk.layer_norm(x, axis=-1),
+        "group_norm": lambda: nk.group_norm(x, 4),
+        "batch_norm_train": lambda: nk.batch_norm_train(x)[0],
+    }[layer]
+
+    def written_to(memory, value):
+        room = np.frombuffer(memory, x.dtype, count=x.size).reshape(x.shape)
+        if value is not None:
+            room[...] = value
+        with monkeypatch.context() as patch:
+            patch.setattr(library_of(np.ndarray), "empty_like", lambda _: room)
+            return call()
+
+    memory = mmap.mmap(-1, x.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    untouched = written_to(memory, None).copy()
+    touched = written_to(memory, np.nan)
+    assert np.isfinite(touched).all()
+    assert (untouched == touched).all()
 
 
 @pytest.mark.parametrize("kind", ["numpy", "torch"])

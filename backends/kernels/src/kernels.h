@@ -26,6 +26,7 @@ struct Args {
   int xtype, wtype, btype, mtype, vtype;
   bool center;
   bool stream;                          // write y past the caches
+  bool fresh;                           // y has no pages yet (rows)
   // Calls task(context, i) for each i < tasks, in any order and on any thread, and returns when all have.
   void (*parallel)(int64_t tasks, void (*task)(void *context, int64_t i), void *context);
 

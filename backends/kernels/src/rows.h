@@ -152,7 +152,9 @@ template <class T> bool rows_forward(Args a) {
   const A *w = param<A>(memory, a.weight, a.wtype, params, 1, a.offset, std::is_same_v<T, bfloat>);
   const A *b = param<A>(memory, a.bias, a.btype, params, 0, 0, std::is_same_v<T, bfloat>);
   if (memory.failed) return false;
-  const i64 block = (ceil_div(4 * kChunk, n) + 3) & ~i64(3);
+  // A large page is filled with zeros by each of the threads that meet in it.
+  const i64 piece = a.fresh ? (i64(2) << 20) / i64(sizeof(T)) : 4 * kChunk;
+  const i64 block = (ceil_div(piece, n) + 3) & ~i64(3);
   parallel(a, ceil_div(rows, block), [&](i64 task) {
     const i64 row = task * block, end = least(rows, row + block);
     a.center ? forward_rows<T, true>(a, w, b, row, end) : forward_rows<T, false>(a, w, b, row, end);
