@@ -14,8 +14,10 @@ template <class T> bool may_stream(const Args &a, Kind kind) {
   if (!a.stream || !a.y || uintptr_t(a.y) % sizeof(T)) return false;
   const bool aligned = uintptr_t(a.y) % kBytes == 0;
   if (kind == COLUMNS) return aligned && Columns<T>(a).width % W == 0 && (a.outer == 1 || a.size() / a.outer % W == 0);
-  const i64 run = kind == ROWS && a.inner == 1 ? a.channels : a.inner;
-  return run >= 1024 || (kind == ROWS && aligned && run % W == 0);
+  const bool along = kind == ROWS && a.inner == 1;
+  const i64 run = along ? a.channels : a.inner;
+  // Pairs of parameters start where the row does.
+  return (run >= 1024 && !(along && kOddAndEven<T>)) || (kind == ROWS && aligned && run % W == 0);
 }
 
 template <Kind kind, template <class> class Call> bool typed(const Args &a) {

@@ -90,7 +90,7 @@ struct Spread {
 };
 
 // Whether sums of d and d² about a pivot give the spread without cancellation; if not, they are taken again about the mean.
-inline bool near(double n, double s, double q) { return s * s <= 0.25 * n * q; }
+template <class D> inline auto near(double n, D s, D q) { return s * s <= 0.25 * n * q; }
 inline double centred(double n, double s, double q) {
   const double m2 = q - s * s / n;
   return m2 < 0 ? 0 : m2;
@@ -117,12 +117,14 @@ template <class T, bool center> inline void add_run(const T *x, i64 n, Acc<T> pi
   constexpr int W = kLanes<A>;
   const V p = splat(pivot);
   const auto at = [&](i64 i) { return center ? load(x + i) - p : load(x + i); };
+  const auto pair_at = [&](i64 i) { return center ? load_pair(x + i) - pivot : load_pair(x + i); };
   i64 i = 0;
   while (i + W <= n) {
     const i64 end = least(n, i + 32 * W);
     V s0{}, s1{}, s2{}, s3{}, q0{}, q1{}, q2{}, q3{};
     for (; i + 4 * W <= end; i += 4 * W) {
-      const V a = at(i), b = at(i + W), c = at(i + 2 * W), d = at(i + 3 * W);
+      const auto [a, b] = pair_at(i);
+      const auto [c, d] = pair_at(i + 2 * W);
       if (center) s0 += a, s1 += b, s2 += c, s3 += d;
       q0 += a * a, q1 += b * b, q2 += c * c, q3 += d * d;
     }
@@ -157,12 +159,13 @@ template <class A> struct Moments {
 
 // The variances for which sums of squares in A have neither overflowed nor lost what eps does not hide.
 template <class A> struct Range {
-  static bool holds(double var, double eps) {
+  double smallest, large;  // from the first on, below the second
+  static Range bounds(double eps) {
     constexpr bool wide = sizeof(A) == 8;
-    constexpr double large = wide ? 0x1p900 : 0x1p96, small = wide ? 0x1p-900 : 0x1p-80;
-    constexpr double bare = wide ? 0x1p-936 : 0x1p-76;
-    return var < large && !(eps < bare && var < small);
+    constexpr double small = wide ? 0x1p-900 : 0x1p-80, bare = wide ? 0x1p-936 : 0x1p-76;
+    return {eps < bare ? small : 0, wide ? 0x1p900 : 0x1p96};
   }
+  bool holds(double var) const { return (var >= smallest) & (var < large); }
 };
 
 template <class A> inline Moments<A> finish(const Spread &spread, A pivot, double eps) {
@@ -174,7 +177,7 @@ template <class A> inline Moments<A> finish(const Spread &spread, A pivot, doubl
   m.root = 1 / sqrt(eps == 0 && !(sum > 0) ? 1 : sum);
   m.rstd = A(m.root);
   m.drift = A(-double(m.residue) * m.root);
-  m.exact = !Range<A>::holds(var, eps);
+  m.exact = !Range<A>::bounds(eps).holds(var);
   return m;
 }
 

@@ -30,17 +30,27 @@ template <class T, bool center> inline Moments<Acc<T>> row_moments(const T *x, i
   return finish<A>(spread, pivot, eps);
 }
 
+// Parameters that lie along the rows, or as they are where each is for a run of them.
+template <class T> inline Along<Acc<T>> along(Scratch &memory, const Args &a, const Acc<T> *plain) {
+  if (!kOddAndEven<T> || a.inner > 1 || !plain) return {plain, plain};
+  auto *paired = memory.take<Acc<T>>(a.groups * a.channels);
+  if (!paired) return {plain, plain};
+  memcpy(paired, plain, sizeof(Acc<T>) * size_t(a.groups * a.channels));
+  for (i64 g = 0; g < a.groups; ++g) reorder<T>(paired + g * a.channels, a.channels, true);
+  return {plain, paired};
+}
+
 template <class T, bool center>
-inline void forward_row(const Args &a, const Acc<T> *weight, const Acc<T> *bias, i64 row) {
+inline void forward_row(const Args &a, Along<Acc<T>> weight, Along<Acc<T>> bias, i64 row) {
   using A = Acc<T>;
   const i64 n = a.channels * a.inner, first = row % a.groups * a.channels;
   const T *x = (const T *)a.x + row * n;
   T *y = (T *)a.y + row * n;
-  const A *w = weight + first, *b = bias + first;
+  const Along<A> w = weight + first, b = bias + first;
   Moments<A> m = row_moments<T, center>(x, n, a.eps);
   if (m.exact) {
     const Exact exact(Set<const T>{x, 1, 0, n}, a.eps, center, m);
-    for (i64 i = 0; i < n; ++i) put(y + i, A(exact(x + i) * get(w + i / a.inner) + get(b + i / a.inner)));
+    for (i64 i = 0; i < n; ++i) put(y + i, A(exact(x + i) * get(w.plain + i / a.inner) + get(b.plain + i / a.inner)));
   } else if (a.inner == 1) {
     map(y, n, a.stream, [=](auto tag, i64 i) {
       if constexpr (center) return m(tag.at(x + i)) * tag.at(w + i) + tag.at(b + i);
@@ -48,7 +58,7 @@ inline void forward_row(const Args &a, const Acc<T> *weight, const Acc<T> *bias,
     });
   } else {
     for (i64 k = 0; k < a.channels; ++k) {
-      const A scale = m.scale(get(w + k)), shift = m.shift(get(w + k), get(b + k));
+      const A scale = m.scale(get(w.plain + k)), shift = m.shift(get(w.plain + k), get(b.plain + k));
       const T *xk = x + k * a.inner;
       map(y + k * a.inner, a.inner, a.stream, [=](auto tag, i64 i) {
         if constexpr (center) return (tag.at(xk + i) - m.mean) * scale + shift;
@@ -59,82 +69,96 @@ inline void forward_row(const Args &a, const Acc<T> *weight, const Acc<T> *bias,
   save(a, row, m);
 }
 
-// Four short rows at once, weights along the row: their sums share the latency of the reductions, and weights are loaded once.
-template <class T, bool center> inline void forward_four(const Args &a, const Acc<T> *w, const Acc<T> *b, i64 row) {
+// R short rows at once, weights along the row: what waits for a sum, a root or a quotient waits for those of all rows together,
+// and weights are loaded once for four rows.
+template <class T, bool center, int R>
+inline void forward_block(const Args &a, Along<Acc<T>> w, Along<Acc<T>> b, i64 row) {
   using A = Acc<T>;
   using V = Vec<A>;
   constexpr int W = kLanes<A>;
   const i64 n = a.channels;
   const double count = double(n), share = 1 / count;
-  const T *x[4];
-  T *y[4];
-  A pivot[4];
+  const T *x = (const T *)a.x + row * n;
+  T *y = (T *)a.y + row * n;
+  A pivot[R] = {};
+  double s[R], q[R];
   V vs[4], vq[4];
-  double s[4], q[4];
-  for (int r = 0; r < 4; ++r) x[r] = (const T *)a.x + (row + r) * n, y[r] = (T *)a.y + (row + r) * n;
-  for (int r = 0; r < 4; ++r) pivot[r] = 0;
-  if (center) {
+  for (int first = 0; center && first < R; first += 4) {
     const i64 k = n / W < 4 ? 1 : 4;
-    const A part = 1 / A(k * W);
     for (int r = 0; r < 4; ++r) {
-      const A first = get(x[r]);
-      V v = load(x[r]) - first;
-      if (k == 4) v += (load(x[r] + W) - first) + ((load(x[r] + 2 * W) - first) + (load(x[r] + 3 * W) - first));
+      const T *p = x + (first + r) * n;
+      const A start = get(p);
+      V v = load(p) - start;
+      if (k == 4) v += (load(p + W) - start) + ((load(p + 2 * W) - start) + (load(p + 3 * W) - start));
       vs[r] = v;
     }
-    sums(vs, s);
-    for (int r = 0; r < 4; ++r) pivot[r] = get(x[r]) + A(s[r]) * part;
+    sums(vs, s + first);
+    for (int r = first; r < first + 4; ++r) pivot[r] = get(x + r * n) + A(s[r]) * (1 / A(k * W));
   }
-  for (int r = 0; r < 4; ++r) {
-    V vsum{}, squares{};
-    add_run<T, center>(x[r], n, pivot[r], vsum, squares);
-    vs[r] = vsum, vq[r] = squares;
+  for (int first = 0; first < R; first += 4) {
+    for (int r = 0; r < 4; ++r) {
+      V sum{}, squares{};
+      add_run<T, center>(x + (first + r) * n, n, pivot[first + r], sum, squares);
+      vs[r] = sum, vq[r] = squares;
+    }
+    sums(vs, s + first), sums(vq, q + first);
   }
-  sums(vs, s), sums(vq, q);
-  double mean[4], var[4], rstd[4];
-  bool plain[4];
-  for (int r = 0; r < 4; ++r) plain[r] = !center || near(count, s[r], q[r]);
-  for (int r = 0; r < 4; ++r) {
-    mean[r] = center ? s[r] * share : 0;
-    const double v = (center ? q[r] - s[r] * mean[r] : q[r]) * share;
-    var[r] = v < 0 ? 0 : v;
+  const auto range = Range<A>::bounds(a.eps);
+  A mean[R], residue[R], var[R], rstd[R], drift[R];
+  bool plain[R], all = true;
+  for (int r = 0; r < R; r += 4) {
+    const Four<double> sum = load_four(s + r), squares = load_four(q + r), from = four<double>(load_four(pivot + r));
+    const Four<double> m = center ? sum * share : sum * 0, v = (center ? squares - sum * m : squares) * share;
+    const Four<double> variance = v < 0 ? v * 0 : v, root = 1 / root_of(variance + a.eps);
+    const Four<A> rounded = four<A>(from + m), rest = four<A>((from - four<double>(rounded)) + m);
+    store_four(mean + r, rounded), store_four(residue + r, rest), store_four(var + r, four<A>(variance));
+    store_four(rstd + r, four<A>(root)), store_four(drift + r, four<A>(-four<double>(rest) * root));
+    const auto good = (variance >= range.smallest) & (variance < range.large) & (center ? near(count, sum, squares) : variance == variance);
+    for (int k = 0; k < 4; ++k) all &= plain[r + k] = good[k];
   }
-  for (int r = 0; r < 4; ++r) rstd[r] = 1 / sqrt(var[r] + a.eps);
-  for (int r = 0; r < 4; ++r) plain[r] &= Range<A>::holds(var[r], a.eps);
-  V m[4], drift[4], scale[4];
-  for (int r = 0; r < 4; ++r) {
-    const A rounded = A(pivot[r] + mean[r]), rest = A((double(pivot[r]) - double(rounded)) + mean[r]);
-    m[r] = splat(rounded), drift[r] = splat(A(-double(rest) * rstd[r])), scale[r] = splat(A(rstd[r]));
-    save(a, row + r, Moments<A>{rounded, rest, A(var[r]), A(rstd[r]), 0, 0, false});
-  }
-  const auto at = [&](int r, i64 i, V wi, V bi) {
-    if constexpr (center) return ((load(x[r] + i) - m[r]) * scale[r] + drift[r]) * wi + bi;
-    else return load(x[r] + i) * scale[r] * wi + bi;
+  const auto keep = [&](void *out, const A *values) {
+    if (out) memcpy((A *)out + row, values, sizeof(A) * R);
   };
-  const auto rows = [&](i64 i, auto streamed) {
-    const V w1 = load(w + i), b1 = load(b + i), w2 = load(w + i + W), b2 = load(b + i + W);
-    for (int r = 0; r < 4; ++r) store<decltype(streamed)::value>(y[r] + i, at(r, i, w1, b1), at(r, i + W, w2, b2));
+  keep(a.mean, mean), keep(a.residue, residue), keep(a.var, var), keep(a.rstd, rstd);
+  const auto at = [&](int r, V v, V wi, V bi) {
+    if constexpr (center) return ((v - mean[r]) * rstd[r] + drift[r]) * wi + bi;
+    else return v * rstd[r] * wi + bi;
   };
-  i64 i = 0;
-  if (a.stream && n % (kBytes / i64(sizeof(T))) == 0 && uintptr_t(y[0]) % kBytes == 0)
-    for (; i + 2 * W <= n; i += 2 * W) rows(i, std::true_type{});
-  for (; i + 2 * W <= n; i += 2 * W) rows(i, std::false_type{});
-  for (; i < n; i += W) {
-    const i64 k = least(i, n - W);
-    for (int r = 0; r < 4; ++r) store(y[r] + k, at(r, k, load(w + k), load(b + k)));
+  const bool streamed = a.stream && n % (kBytes / i64(sizeof(T))) == 0 && uintptr_t(y) % kBytes == 0;
+  for (int first = 0; first < R; first += 4) {
+    const auto rows = [&](i64 i, auto past) {
+      const auto [w1, w2] = Two<T>::at(w + i);
+      const auto [b1, b2] = Two<T>::at(b + i);
+      for (int r = first; r < first + 4; ++r) {
+        const auto [x1, x2] = load_pair(x + r * n + i);
+        store_pair<decltype(past)::value>(y + r * n + i, {at(r, x1, w1, b1), at(r, x2, w2, b2)});
+      }
+    };
+    i64 i = 0;
+    if (streamed)
+      for (; i + 2 * W <= n; i += 2 * W) rows(i, std::true_type{});
+    for (; i + 2 * W <= n; i += 2 * W) rows(i, std::false_type{});
+    for (; i < n; i += W) {
+      const i64 k = least(i, n - W);
+      for (int r = first; r < first + 4; ++r)
+        store(y + r * n + k, at(r, load(x + r * n + k), load(w.plain + k), load(b.plain + k)));
+    }
   }
-  if (plain[0] & plain[1] & plain[2] & plain[3]) return;
+  if (all) return;
   // Rows far from their pivot, or out of range, once more by themselves: what the others get does not depend on them.
   if (a.stream) fence();
-  for (int r = 0; r < 4; ++r)
+  for (int r = 0; r < R; ++r)
     if (!plain[r]) forward_row<T, center>(a, w, b, row + r);
 }
 
 template <class T, bool center>
-inline void forward_rows(const Args &a, const Acc<T> *w, const Acc<T> *b, i64 row, i64 end) {
+inline void forward_rows(const Args &a, Along<Acc<T>> w, Along<Acc<T>> b, i64 row, i64 end) {
   const i64 n = a.channels;
-  if (a.inner == 1 && a.groups == 1 && n >= kLanes<Acc<T>> && n <= 1024)
-    for (; row + 4 <= end; row += 4) forward_four<T, center>(a, w, b, row);
+  if (a.inner == 1 && a.groups == 1 && n >= kLanes<Acc<T>> && n <= 1024) {
+    // As many rows as the first-level cache has room for.
+    for (; n <= 256 && row + 16 <= end; row += 16) forward_block<T, center, 16>(a, w, b, row);
+    for (; row + 4 <= end; row += 4) forward_block<T, center, 4>(a, w, b, row);
+  }
   for (; row < end; ++row) forward_row<T, center>(a, w, b, row);
 }
 
@@ -149,8 +173,8 @@ template <class T> bool rows_forward(Args a) {
   join_bare(a);
   Scratch memory;
   const i64 rows = a.outer * a.groups, n = a.channels * a.inner, params = a.groups * a.channels;
-  const A *w = param<A>(memory, a.weight, a.wtype, params, 1, a.offset, std::is_same_v<T, bfloat>);
-  const A *b = param<A>(memory, a.bias, a.btype, params, 0, 0, std::is_same_v<T, bfloat>);
+  const Along<A> w = along<T>(memory, a, param<A>(memory, a.weight, a.wtype, params, 1, a.offset, std::is_same_v<T, bfloat>));
+  const Along<A> b = along<T>(memory, a, param<A>(memory, a.bias, a.btype, params, 0, 0, std::is_same_v<T, bfloat>));
   if (memory.failed) return false;
   // A large page is filled with zeros by each of the threads that meet in it.
   const i64 piece = a.fresh ? (i64(2) << 20) / i64(sizeof(T)) : 4 * kChunk;
@@ -165,7 +189,7 @@ template <class T> bool rows_forward(Args a) {
 
 // Adds the sums of u and u·v over a run to the lanes of s and q: u = dy (times weight), v the standardized x.
 template <class T, bool center, bool weighted>
-inline void project(const T *x, const T *dy, const Acc<T> *w, i64 n, const Moments<Acc<T>> &m, Vec<Acc<T>> &s, Vec<Acc<T>> &q) {
+inline void project(const T *x, const T *dy, Along<Acc<T>> w, i64 n, const Moments<Acc<T>> &m, Vec<Acc<T>> &s, Vec<Acc<T>> &q) {
   using A = Acc<T>;
   using V = Vec<A>;
   constexpr int W = kLanes<A>;
@@ -173,7 +197,7 @@ inline void project(const T *x, const T *dy, const Acc<T> *w, i64 n, const Momen
     if constexpr (center) v = m(tag.at(x + i));
     else v = tag.at(x + i) * m.rstd;
     u = tag.at(dy + i);
-    if constexpr (weighted) u *= tag.at(w + i);
+    if constexpr (weighted) u = u * tag.at(w + i);
   };
   V u{}, v{};
   i64 i = 0;
@@ -181,10 +205,10 @@ inline void project(const T *x, const T *dy, const Acc<T> *w, i64 n, const Momen
     const i64 end = least(n, i + 32 * W);
     V s0{}, s1{}, q0{}, q1{};
     for (; i + 2 * W <= end; i += 2 * W) {
-      both(Many{}, i, u, v);
-      s0 += u, q0 += u * v;
-      both(Many{}, i + W, u, v);
-      s1 += u, q1 += u * v;
+      Pair<A> us, vs;
+      both(Two<T>{}, i, us, vs);
+      s0 += us.a, q0 += us.a * vs.a;
+      s1 += us.b, q1 += us.b * vs.b;
     }
     for (; i + W <= end; i += W) {
       both(Many{}, i, u, v);
@@ -208,18 +232,18 @@ inline void project(const T *x, const T *dy, const Acc<T> *w, i64 n, const Momen
 
 // The same over a run of any length, in double.
 template <class T, bool center, bool weighted>
-inline void project(const T *x, const T *dy, const Acc<T> *w, i64 n, const Moments<Acc<T>> &m, double &s, double &q) {
+inline void project(const T *x, const T *dy, Along<Acc<T>> w, i64 n, const Moments<Acc<T>> &m, double &s, double &q) {
   using V = Vec<Acc<T>>;
   for (i64 i = 0; i < n; i += kChunk) {
     V vs{}, vq{};
-    project<T, center, weighted>(x + i, dy + i, weighted ? w + i : nullptr, least(kChunk, n - i), m, vs, vq);
+    project<T, center, weighted>(x + i, dy + i, weighted ? w + i : w, least(kChunk, n - i), m, vs, vq);
     s += sum(vs), q += sum(vq);
   }
 }
 
 // dx and the column sums of four rows at a time, weights along the row.
 template <class T, bool center, int rows>
-inline void backward_rows(const Args &a, const Acc<T> *w, i64 row, i64 n, Acc<T> *dw, Acc<T> *db) {
+inline void backward_rows(const Args &a, Along<Acc<T>> w, i64 row, i64 n, Acc<T> *dw, Acc<T> *db) {
   using A = Acc<T>;
   constexpr int W = kLanes<A>;
   const T *x[rows], *dy[rows];
@@ -233,8 +257,9 @@ inline void backward_rows(const Args &a, const Acc<T> *w, i64 row, i64 n, Acc<T>
     if (!a.y) continue;
     double s = 0, q = 0;
     project<T, center, true>(x[r], dy[r], w, n, m[r], s, q);
-    c1[r] = A(s / double(n)), c2[r] = A(q / double(n));
+    c1[r] = center ? A(s / double(n)) : 0, c2[r] = A(q / double(n));
   }
+  // The sums are kept in the order of pairs.
   const auto step = [&](auto tag, i64 i, auto emit, auto keep) {
     const auto weight = tag.at(w + i);
     std::decay_t<decltype(weight)> sb{}, sw{};
@@ -243,22 +268,24 @@ inline void backward_rows(const Args &a, const Acc<T> *w, i64 row, i64 n, Acc<T>
       if constexpr (center) v = m[r](v);
       else v = v * m[r].rstd;
       const auto g = tag.at(dy[r] + i);
-      sb += g, sw += g * v;
+      sb = sb + g, sw = sw + g * v;
       if (!a.y) continue;
-      auto d = g * weight - v * c2[r];
-      if constexpr (center) d -= c1[r];
-      emit(dx[r] + i, d * m[r].rstd);
+      // Of a difference of two products, one would be rounded, and it is the compiler's choice which.
+      emit(dx[r] + i, (g * weight - (v * c2[r] + c1[r])) * m[r].rstd);
     }
-    keep(db + i, tag.at(db + i) + sb), keep(dw + i, tag.at(dw + i) + sw);
+    const Along<A> dbs{db + i, db + i}, dws{dw + i, dw + i};
+    keep(db + i, tag.at(dbs) + sb), keep(dw + i, tag.at(dws) + sw);
   };
   const auto one = [](auto *p, auto v) { put(p, v); };
   const auto many = [](auto *p, auto v) { store(p, v); };
-  const auto past = [](auto *p, auto v) { store<true>(p, v); };
+  const auto two = [](auto *p, auto v) { store_pair(p, v); };
+  const auto past = [](auto *p, auto v) { store_pair<true>(p, v); };
   i64 i = 0;
   if (a.stream && a.y && n % (kBytes / i64(sizeof(T))) == 0) {
     for (; uintptr_t(dx[0] + i) % kBytes; ++i) step(One{}, i, one, one);
-    for (; i + W <= n; i += W) step(Many{}, i, past, many);
+    for (; i + 2 * W <= n; i += 2 * W) step(Two<T>{}, i, past, two);
   }
+  for (; i + 2 * W <= n; i += 2 * W) step(Two<T>{}, i, two, two);
   for (; i + W <= n; i += W) step(Many{}, i, many, many);
   for (; i < n; ++i) step(One{}, i, one, one);
 }
@@ -287,7 +314,7 @@ template <class T, bool center> bool rows_backward_flat(const Args &a) {
   // cache and where loads wait for stores to what looks like the same address.
   const bool by_four = a.groups == 1 && n <= 1024 && n * i64(sizeof(T)) % 2048 != 0;
   const i64 height = by_four ? 128 : 64;  // rows summed in A
-  const A *w = param<A>(memory, a.weight, a.wtype, params, 1, a.offset, std::is_same_v<T, bfloat>);
+  const Along<A> w = along<T>(memory, a, param<A>(memory, a.weight, a.wtype, params, 1, a.offset, std::is_same_v<T, bfloat>));
   double *parts = memory.take<double>(tasks * 2 * params);
   A *sums = memory.take<A>(tasks * 2 * params);
   if (memory.failed) return false;
@@ -311,6 +338,7 @@ template <class T, bool center> bool rows_backward_flat(const Args &a) {
       }
       for (i64 i = 0; i < 2 * params; ++i) part[i] += dw[i];
     }
+    for (i64 g = 0; g < 2 * a.groups; ++g) reorder<T>(part + g * n, n, false);
     if (a.stream) fence();
   });
   reduce(a, a.dweight, a.wtype, parts, tasks, params, 2 * params);
@@ -336,12 +364,12 @@ template <class T, bool center> bool rows_backward_runs(const Args &a) {
       double c1 = 0, c2 = 0;
       for (i64 k = 0; k < a.channels; ++k) {
         double s = 0, q = 0;
-        project<T, center, false>(x + k * a.inner, dy + k * a.inner, nullptr, a.inner, m, s, q);
+        project<T, center, false>(x + k * a.inner, dy + k * a.inner, {}, a.inner, m, s, q);
         dbs[row * a.channels + k] = s, dws[row * a.channels + k] = q;
         c1 += s * double(get(w + k)), c2 += q * double(get(w + k));
       }
       if (!a.y) continue;
-      const A mean_g = A(c1 / double(n)), mean_gx = A(c2 / double(n));
+      const A mean_g = center ? A(c1 / double(n)) : 0, mean_gx = A(c2 / double(n));
       for (i64 k = 0; k < a.channels; ++k) {
         const T *xk = x + k * a.inner, *dyk = dy + k * a.inner;
         const A wk = get(w + k);
@@ -349,9 +377,7 @@ template <class T, bool center> bool rows_backward_runs(const Args &a) {
           auto v = tag.at(xk + i);
           if constexpr (center) v = m(v);
           else v = v * m.rstd;
-          auto d = tag.at(dyk + i) * wk - v * mean_gx;
-          if constexpr (center) d -= mean_g;
-          return d * m.rstd;
+          return (tag.at(dyk + i) * wk - (v * mean_gx + mean_g)) * m.rstd;
         });
       }
     }

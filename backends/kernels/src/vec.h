@@ -71,11 +71,13 @@ template <class U, class F> inline U shorten(half, F x) {
   return rounded | sign;
 }
 template <class U, class F> inline F widen(bfloat, U h) { return bit_cast<F>(h << 16); }
-template <class U, class F> inline U shorten(bfloat, F x) {
-  // A NaN of all ones would become a zero; none gets here, because parameters' NaNs are made the standard one (see param).
+// The upper half is the nearest bfloat16. A NaN of all ones would become a zero; none gets here, because parameters' NaNs are
+// made the standard one (see param).
+template <class U, class F> inline U rounded(bfloat, F x) {
   const U bits = bit_cast<U>(x);
-  return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return bits + 0x7fffu + ((bits >> 16) & 1u);
 }
+template <class U, class F> inline U shorten(bfloat, F x) { return rounded<U>(bfloat{}, x) >> 16; }
 
 // One number, from memory of any alignment.
 template <class A> inline A get(const A *p) {
@@ -249,6 +251,25 @@ inline void sums(const Vec<double> *v, double *out) {
   for (int k = 0; k < 4; ++k) out[k] = sum(v[k]);
 }
 
+// Four numbers, whatever the width of vectors.
+template <class A> struct FourOf { typedef A V __attribute__((vector_size(4 * sizeof(A)))); };
+template <class A> using Four = typename FourOf<A>::V;
+template <class A> inline Four<A> load_four(const A *p) {
+  Four<A> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class A> inline void store_four(A *p, Four<A> v) { memcpy(p, &v, sizeof v); }
+template <class A, class V> inline Four<A> four(V v) { return __builtin_convertvector(v, Four<A>); }
+inline Four<double> root_of(Four<double> v) {
+#if defined(__AVX2__)
+  return (Four<double>)_mm256_sqrt_pd((__m256d)v);
+#else
+  for (int k = 0; k < 4; ++k) v[k] = __builtin_sqrt(v[k]);
+  return v;
+#endif
+}
+
 // v where the lane is one of the last `count`, zero elsewhere.
 template <class A> inline Vec<A> last_lanes(Vec<A> v, i64 count) {
   using I = typename Lanes<A>::I;
@@ -258,12 +279,76 @@ template <class A> inline Vec<A> last_lanes(Vec<A> v, i64 count) {
   return bit_cast<Vec<A>>(bit_cast<I>(v) & keep);
 }
 
-// Formulas are written once for vectors and for single numbers, told apart by a tag.
+// The elements of two neighbouring vectors, in the order that costs least: of bfloat16 those at even places, then those at odd
+// ones, which are the halves of 32 bits each.
+template <class A> struct Pair {
+  Vec<A> a, b;
+};
+#define NORMKIT_OPERATOR(op) \
+  template <class A> inline Pair<A> operator op(Pair<A> x, Pair<A> y) { return {x.a op y.a, x.b op y.b}; } \
+  template <class A> inline Pair<A> operator op(Pair<A> x, A y) { return {x.a op y, x.b op y}; }
+NORMKIT_OPERATOR(+)
+NORMKIT_OPERATOR(-)
+NORMKIT_OPERATOR(*)
+#undef NORMKIT_OPERATOR
+
+template <class T> constexpr bool kOddAndEven = std::is_same_v<T, bfloat>;
+
+template <class T> inline Pair<Acc<T>> load_pair(const T *p) {
+  if constexpr (kOddAndEven<T>) {
+    static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
+    vu halves;
+    memcpy(&halves, p, sizeof halves);
+    return {bit_cast<vf>(halves << 16), bit_cast<vf>(halves & 0xffff0000u)};
+  } else {
+    return {load(p), load(p + kLanes<Acc<T>>)};
+  }
+}
+template <bool stream = false, class T> inline void store_pair(T *p, Pair<Acc<T>> v) {
+  if constexpr (kOddAndEven<T>) {
+    const vu even = rounded<vu>(bfloat{}, v.a) >> 16, odd = rounded<vu>(bfloat{}, v.b);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    store_bytes<stream>(p, _mm256_blend_epi16((__m256i)even, (__m256i)odd, 0xaa));
+#else
+    store_bytes<stream>(p, even | (odd & 0xffff0000u));
+#endif
+  } else {
+    store<stream>(p, v.a, v.b);
+  }
+}
+
+// Numbers along a run, as they are and in the order of its pairs; what is left after the last whole pair is the same in both.
+template <class A> struct Along {
+  const A *plain, *paired;
+  Along operator+(i64 i) const { return {plain + i, paired + i}; }
+};
+// Element i of each whole pair goes to, or comes from, the place that it has in the order of pairs.
+template <class T, class X> inline void reorder(X *p, i64 n, bool to_pairs) {
+  constexpr int W = kLanes<Acc<T>>;
+  if (!kOddAndEven<T>) return;
+  for (i64 start = 0; start + 2 * W <= n; start += 2 * W) {
+    X old[2 * W];
+    memcpy(old, p + start, sizeof old);
+    for (int i = 0; i < 2 * W; ++i) {
+      const int place = i % 2 * W + i / 2;
+      p[start + (to_pairs ? place : i)] = old[to_pairs ? i : place];
+    }
+  }
+}
+
+// Formulas are written once for pairs of vectors, vectors and single numbers, told apart by a tag.
+template <class T> struct Two {
+  using A = Acc<T>;
+  static Pair<A> at(const T *p) { return load_pair(p); }
+  static Pair<A> at(Along<A> p) { return {load(p.paired), load(p.paired + kLanes<A>)}; }
+};
 struct Many {
   template <class T> static auto at(const T *p) { return load(p); }
+  template <class A> static auto at(Along<A> p) { return load(p.plain); }
 };
 struct One {
   template <class T> static auto at(const T *p) { return get(p); }
+  template <class A> static auto at(Along<A> p) { return get(p.plain); }
 };
 
 // y[i] = f(tag, i) for a contiguous run. The last lanes are computed twice where n is no multiple of the width.
@@ -278,15 +363,9 @@ template <class T, class F> inline void map(T *y, i64 n, bool stream, F f) {
     const i64 head = i64((kBytes - uintptr_t(y) % kBytes) % kBytes / sizeof(T));
     for (; i < head; i += W) store(y + i, f(Many{}, i));
     i = head;
-    for (; i + 2 * W <= n; i += 2 * W) {
-      const auto a = f(Many{}, i), b = f(Many{}, i + W);
-      store<true>(y + i, a, b);
-    }
+    for (; i + 2 * W <= n; i += 2 * W) store_pair<true>(y + i, f(Two<T>{}, i));
   }
-  for (; i + 2 * W <= n; i += 2 * W) {
-    const auto a = f(Many{}, i), b = f(Many{}, i + W);
-    store(y + i, a, b);
-  }
+  for (; i + 2 * W <= n; i += 2 * W) store_pair(y + i, f(Two<T>{}, i));
   for (; i + W <= n; i += W) store(y + i, f(Many{}, i));
   if (i < n) store(y + n - W, f(Many{}, n - W));
 }
