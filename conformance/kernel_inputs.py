@@ -206,6 +206,7 @@ LARGE = [
     ("batch_norm_train", (16, 24, 33, 31), {"axis": 1}, False),
     ("batch_norm_train", (16, 24, 33, 31), {"axis": 1}, True),
     ("batch_norm_train", (3, 2, 100_003), {"axis": 1}, False),
+    ("batch_norm_train", (37, 293, 29), {"axis": 1}, False),
     ("batch_norm_train", (40_000, 9), {"axis": 1}, False),
     ("batch_norm_train", (203, 1031), {"axis": 1}, False),
     ("batch_norm", (16, 24, 33, 31), {"axis": 1}, False),

@@ -143,6 +143,30 @@ def test_nan_stays_in_its_set(layer, bad, last):
     assert (y[~touched] == clean[~touched]).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_short_runs_of_all_kinds_side_by_side(dtype):
+    """Channels whose runs are taken for one: each is as right, or as wrong, as if the others were not there."""
+    options = {"axis": 1, "eps": 1e-5}
+    plan, arrays = make("batch_norm_train", (35, 301, 29), options, np.random.default_rng(3), np.dtype(dtype))
+    x = arrays["x"].copy()
+    x[0, 1] += 1e5  # the pivot is far from the mean
+    x[:, 2] = 3.3
+    x[:, 3] *= 1e30
+    x[:, 4] *= 1e-30
+    x[:, 5] += 1e6
+    x[:, 70:142] += np.linspace(-1e5, 1e5, 35).reshape(-1, 1, 1).astype(dtype)
+    judge("batch_norm_train", plan, dict(arrays, x=x), options, dtype, gradient=False)
+    y, _, _ = run(plan, dict(arrays, x=x))
+    assert (y[:, 2] == arrays["bias"][2]).all()
+    x[7, 6, 5] = np.nan
+    x[7, 300, 28] = np.inf
+    with np.errstate(invalid="ignore"):
+        other, _, _ = run(plan, dict(arrays, x=x))
+    assert np.isnan(other[:, [6, 300]]).any(axis=(0, 2)).all()
+    left = np.delete(np.arange(301), [6, 300])
+    assert (other[:, left] == y[:, left]).all()
+
+
 def test_large_outputs_written_past_the_caches():
     # 24 MB: above the threshold for non-temporal stores on machines with up to 6 MB of second-level cache in use.
     for shift in (0, 4, 20):

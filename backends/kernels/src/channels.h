@@ -23,11 +23,19 @@ struct Chunks {
 // How channels and chunks are shared out: blocks of neighbouring channels so that runs are long enough to fetch, and, where
 // a block outgrows the caches or the blocks are few, ranges of chunks.
 struct Shares {
-  static constexpr i64 kBlock = 16;
+  static constexpr i64 kBlock = 16, kWidth = 2048, kShort = 128;
   i64 block, blocks, range, ranges;
+  bool joined;  // runs so short that a block's are taken for one: see Joined
 
-  Shares(const Args &a, const Chunks &chunks) {
+  Shares(const Args &a, const Chunks &chunks, bool forward) {
     const i64 item = size_of(a.xtype), run = a.inner * item, bytes = a.outer * run;
+    const i64 row = a.channels * a.inner;
+    joined = forward && !a.given() && a.xtype != BF16 && a.inner < kShort && row >= 4 * kWidth && a.outer >= 32;
+    if (joined) {
+      block = ceil_div(a.channels, ceil_div(row, kWidth)), blocks = ceil_div(a.channels, block);
+      range = chunks.count, ranges = 1;
+      return;
+    }
     block = least(least(kBlock, ceil_div(8192, run)), most(1, a.channels / 8));
     while (block > 1 && block * bytes > (i64(1) << 20) && block * run > 2048) block = ceil_div(block, 2);
     blocks = ceil_div(a.channels, block);
@@ -50,7 +58,7 @@ template <class T> struct Channels {
   Chunks chunks;
   Shares shares;
 
-  explicit Channels(const Args &a) : a(a), chunks(a.outer, a.inner), shares(a, chunks) {}
+  explicit Channels(const Args &a, bool forward) : a(a), chunks(a.outer, a.inner), shares(a, chunks, forward) {}
 
   const T *x(i64 n, i64 c) const { return (const T *)a.x + (n * a.channels + c) * a.inner; }
   const T *dy(i64 n, i64 c) const { return (const T *)a.dy + (n * a.channels + c) * a.inner; }
@@ -119,6 +127,93 @@ template <class T> struct Channels {
   }
 };
 
+// Short runs of neighbouring channels, which lie side by side in each sample, as one row: each place in it has its own sums over
+// the samples, and is shifted and scaled by itself, in whole vectors but for the last, which is moved back to end with the row.
+template <class T> struct Joined {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  static constexpr int W = kLanes<A>;
+  static constexpr i64 kPlaces = Shares::kWidth + Shares::kShort, kSamples = 256;  // samples summed in A
+
+  const Channels<T> &job;
+  i64 first, end, inner, width;
+  A pivot[kPlaces], scale[kPlaces], shift[kPlaces];  // sums at first, and the pivots means
+
+  Joined(const Channels<T> &job, i64 first, i64 end)
+      : job(job), first(first), end(end), inner(job.a.inner), width((end - first) * inner) {}
+
+  template <class F> void fill(A *table, const F &of_channel) const {
+    for (i64 c = first; c < end; ++c)
+      for (i64 i = 0; i < inner; ++i) table[(c - first) * inner + i] = of_channel(c);
+  }
+  // f(place) for each vector, and f(place, repeated) where the last one repeats so many places.
+  template <class F> void each(const F &f) const {
+    i64 i = 0;
+    for (; i + W <= width; i += W) f(i, 0);
+    if (i < width) f(width - W, i - (width - W));
+  }
+
+  void add(i64 o, i64 last) {
+    const auto samples = [&](auto count) {
+      constexpr int n = decltype(count)::value;
+      const T *x = job.x(o, first);
+      const i64 stride = job.a.channels * inner;
+      each([&](i64 i, i64 repeated) {
+        const V p = load(pivot + i);
+        V s{}, q{};
+        for (int k = 0; k < n; ++k) {
+          const V d = load(x + k * stride + i) - p;
+          s += d, q += d * d;
+        }
+        if (repeated) s = last_lanes<A>(s, W - repeated), q = last_lanes<A>(q, W - repeated);
+        store(scale + i, load(scale + i) + s), store(shift + i, load(shift + i) + q);
+      });
+    };
+    for (; o + 8 <= last; o += 8) samples(std::integral_constant<int, 8>{});
+    for (; o < last; ++o) samples(std::integral_constant<int, 1>{});
+  }
+
+  // The spread of each channel, about its pivot, as its first chunk's.
+  void spreads(Spread *out) {
+    const i64 count = job.chunks.count, outer = job.a.outer;
+    const double n = double(outer) * double(inner);
+    fill(pivot, [&](i64 c) { return pivot_of(job.x(0, c), inner); });
+    for (i64 c = first; c < end; ++c)
+      for (i64 k = 0; k < count; ++k) out[c * count + k] = Spread{};
+    for (i64 o = 0; o < outer; o += kSamples) {
+      memset(scale, 0, sizeof(A) * size_t(width)), memset(shift, 0, sizeof(A) * size_t(width));
+      add(o, least(outer, o + kSamples));
+      for (i64 c = first; c < end; ++c) {
+        Spread &sums = out[c * count];
+        for (i64 i = (c - first) * inner; i < (c - first + 1) * inner; ++i) sums.mean += scale[i], sums.m2 += shift[i];
+      }
+    }
+    for (i64 c = first; c < end; ++c) {
+      Spread &sums = out[c * count];
+      if (near(n, sums.mean, sums.m2)) sums = Spread{n, sums.mean / n, centred(n, sums.mean, sums.m2)};
+      else job.spreads(c, c + 1, 0, count, out);
+    }
+  }
+
+  void apply(const Affine<A> *affine) {
+    fill(pivot, [&](i64 c) { return affine[c].mean; });
+    fill(scale, [&](i64 c) { return affine[c].scale; }), fill(shift, [&](i64 c) { return affine[c].shift; });
+    const i64 stride = job.a.channels * inner;
+    i64 o = 0;
+    const auto samples = [&](auto count) {
+      constexpr int n = decltype(count)::value;
+      const T *x = job.x(o, first);
+      T *y = job.y(o, first);
+      each([&](i64 i, i64) {
+        const V mean = load(pivot + i), factor = load(scale + i), offset = load(shift + i);
+        for (int k = 0; k < n; ++k) store(y + k * stride + i, (load(x + k * stride + i) - mean) * factor + offset);
+      });
+    };
+    for (; o + 4 <= job.a.outer; o += 4) samples(std::integral_constant<int, 4>{});
+    for (; o < job.a.outer; ++o) samples(std::integral_constant<int, 1>{});
+  }
+};
+
 template <class A> inline Moments<A> given_moments(const Args &a, i64 c) {
   Moments<A> m{};
   const A var = A(get_any(a.given_var, a.vtype, c));
@@ -134,7 +229,7 @@ template <class A> inline Moments<A> given_moments(const Args &a, i64 c) {
 
 template <class T> bool channels_forward(const Args &a) {
   using A = Acc<T>;
-  const Channels<T> job(a);
+  const Channels<T> job(a, true);
   Scratch memory;
   const A *w = param<A>(memory, a.weight, a.wtype, a.channels, 1, a.offset, std::is_same_v<T, bfloat>);
   const A *b = param<A>(memory, a.bias, a.btype, a.channels, 0, 0, std::is_same_v<T, bfloat>);
@@ -162,6 +257,12 @@ template <class T> bool channels_forward(const Args &a) {
     job.share(!a.given(), [&](i64 c, i64 end, i64 k, i64 kend) { job.apply(c, end, k, kend, affine); });
   } else {
     job.share(false, [&](i64 c, i64 end, i64 k, i64 kend) {
+      if (job.shares.joined) {
+        Joined<T> joined(job, c, end);
+        joined.spreads(spreads);
+        for (i64 i = c; i < end; ++i) settle(i);
+        return joined.apply(affine);
+      }
       job.spreads(c, end, k, kend, spreads);
       for (i64 i = c; i < end; ++i) settle(i);
       job.apply(c, end, k, kend, affine);
@@ -178,7 +279,7 @@ template <class T> bool channels_forward(const Args &a) {
 template <class T> bool channels_backward(const Args &a) {
   using A = Acc<T>;
   using V = Vec<A>;
-  const Channels<T> job(a);
+  const Channels<T> job(a, false);
   const Chunks &chunks = job.chunks;
   struct Sums {
     double dy, dyx;
@@ -199,7 +300,7 @@ template <class T> bool channels_backward(const Args &a) {
       for (i64 i = c; i < end; ++i) s[i - c] = q[i - c] = V{};
       for (i64 o = chunks.first(k); o < chunks.last(k); ++o)
         for (i64 i = c; i < end; ++i)
-          project<T, true, false>(job.x(o, i) + start, job.dy(o, i) + start, nullptr, length, moments[i], s[i - c], q[i - c]);
+          project<T, true, false>(job.x(o, i) + start, job.dy(o, i) + start, {}, length, moments[i], s[i - c], q[i - c]);
       for (i64 i = c; i < end; ++i) parts[i * chunks.count + k] = {sum(s[i - c]), sum(q[i - c])};
     }
   };
