@@ -190,3 +190,9 @@ def test_what_stays_plain_operations(count, monkeypatch):
     torch.compiler.reset()
     compiled(x)
     assert count().forward == before + 1
+
+
+def test_a_variance_that_only_a_flag_makes_negative():
+    """What is in memory is positive: the kernels, which look there, are not asked."""
+    with pytest.raises(ValueError, match=r"var must not be negative; received a smallest value of -1\.0"):
+        nk.batch_norm(torch.ones(4, 3), torch.zeros(3), torch._neg_view(torch.ones(3)))
