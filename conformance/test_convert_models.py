@@ -286,7 +286,6 @@ def lazy():
         (lambda: (flax.linen.Dense(3), {}), "A linen module says its settings only when it runs"),
         (lambda: graph(("Relu", ["x"], ["y"], "r", {})), "The source has no norm layers."),
     ],
-    ids=str,
 )
 @pytest.mark.filterwarnings("ignore")
 def test_refusals_are_one_sentence(source, message):
