@@ -182,7 +182,8 @@ def moments(
 
     d, mean, residue = x, None, None
     if plan.center:
-        mean = average(x)
+        # XLA multiplies a sum by 1 / n, and takes that from x in some loops rounded and in others not: here x is multiplied.
+        mean = total(xp, x * (1 / divisor), plan.axes, habits) if habits.longest else average(x)
         shifted = masked(xp, mask, x - mean)
         residue = average(shifted)
         d = masked(xp, mask, shifted - residue)
