@@ -52,9 +52,8 @@ def accelerates(plan: Plan, operands: Operands) -> bool:
     However small x is: a native layer is never called in place of a kernel, for its numbers are others, and accuracy is
     what is promised. Where PyTorch's own layer is faster on one thread (medians of turns, float32): layer norm below
     32 KB (by 1.4 of 5 µs); with a gradient, where the time is that of autograd's Python functions, below about 1 MB,
-    forward by 20 to 25 µs (at 1 KB 25, native 5) and both ways by 20 to 35 (108, native 73); batch norm with a gradient
-    below 64 KB (121 both ways, native 86), of matrices below 1 MB (at 64 KB 142, native 116). In a compiled graph the
-    operator serves from the sizes that ``SMALLEST`` in backends/torch/ops.py says, and the composition below.
+    batch norm below 64 KB, of matrices below 1 MB. In a compiled graph the operator serves from the sizes that
+    ``SMALLEST`` in backends/torch/ops.py says, and the composition below.
     """
     return mode != "0" and allows(plan, refusal(plan, operands))
 
