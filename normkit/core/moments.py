@@ -182,7 +182,7 @@ def moments(
 
     d, mean, residue = x, None, None
     if plan.center:
-        # XLA multiplies a sum by 1 / n, and takes that from x in some loops rounded and in others not: here x is multiplied.
+        # XLA takes a sum times 1 / n from x, in some loops rounded and in others not: here x is multiplied instead.
         mean = total(xp, x * (1 / divisor), plan.axes, habits) if habits.longest else average(x)
         shifted = masked(xp, mask, x - mean)
         residue = average(shifted)
