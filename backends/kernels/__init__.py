@@ -42,6 +42,11 @@ if mode not in MODES:
     raise ValueError(f"NORMKIT_KERNELS must be 0, 1 or require; received {mode!r}.")
 
 
+def current() -> str:
+    """The mode, as a compiler is to read it: with another it reads again."""
+    return mode
+
+
 class KernelError(RuntimeError):
     """A kernel was required and cannot serve the call."""
 

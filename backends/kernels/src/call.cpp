@@ -14,36 +14,62 @@ Chosen chosen;
 
 namespace {
 
-constexpr int64_t kHugeBytes = 4 << 20;
-
 int64_t stream_bytes() {
   const long cache = sysconf(_SC_LEVEL2_CACHE_SIZE);
   return std::max<int64_t>(4 << 20, 2 * std::max<int64_t>(cache, 0) * thread_count());
 }
 
-void *page_of(const void *data, int64_t offset) {
-  static const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
-  return reinterpret_cast<void *>((uintptr_t(data) + uintptr_t(offset)) / page * page);
-}
+// The pages that [data, data + bytes) lies in, in pieces that end where large pages do.
+struct Pages {
+  char *start, *end;
+  int64_t pieces;
 
-// Whether memory has no pages yet, by a few places in it; where the system does not say, it has.
-bool untouched(const void *data, int64_t bytes) {
-  constexpr int places = 8;
-  int missing = 0;
-  for (int k = 0; k < places; ++k) {
-    unsigned char resident = 1;
-    if (mincore(page_of(data, bytes / places * k + bytes / places / 2), 1, &resident) != 0) return false;
-    missing += !(resident & 1);
+  Pages(void *data, int64_t bytes) : end(static_cast<char *>(data) + bytes) {
+    static const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
+    start = reinterpret_cast<char *>(uintptr_t(data) / page * page);
+    pieces = int64_t((uintptr_t(end) - 1) / kHugePage - uintptr_t(start) / kHugePage) + 1;
   }
-  return 2 * missing > places;
-}
+  // Whether a piece has no memory yet, by its middle; where the system does not say, it has.
+  bool untouched(int64_t piece) const {
+    const auto [from, to] = bounds(piece);
+    unsigned char resident = 1;
+    return mincore(Pages(from + (to - from) / 2, 1).start, 1, &resident) == 0 && !(resident & 1);
+  }
+  void fill(int64_t piece) const {
+#ifdef MADV_POPULATE_WRITE
+    const auto [from, to] = bounds(piece);
+    if (untouched(piece)) madvise(from, size_t(to - from), MADV_POPULATE_WRITE);
+#endif
+  }
+
+ private:
+  struct Bounds {
+    char *from, *to;
+  };
+  Bounds bounds(int64_t piece) const {
+    char *large = reinterpret_cast<char *>((uintptr_t(start) / kHugePage + uintptr_t(piece)) * kHugePage);
+    return {std::max(large, start), std::min(large + kHugePage, end)};
+  }
+};
 
 // Fewer page faults on memory that has not been touched yet; where it has, nothing happens. Its first page may be others'
-// as well: without it, what lies below the first boundary of large pages would get small ones.
-void advise(void *data, int64_t bytes) {
+// as well: without it, what lies below the first boundary of large pages would get small ones. The system fills a page with
+// zeros when it is first written, and a large one in each of the threads that meet in it: so it is done before, piece by piece,
+// and from the last, which has small pages as the first has.
+void prepare(const Args &a, void *data, int64_t bytes) {
   if (!chosen.hugepages || bytes < kHugeBytes) return;
-  const auto start = static_cast<char *>(page_of(data, 0));
-  madvise(start, size_t(static_cast<char *>(data) + bytes - start), MADV_HUGEPAGE);
+  const Pages pages(data, bytes);
+  madvise(pages.start, size_t(pages.end - pages.start), MADV_HUGEPAGE);
+  bool any = false;
+  for (int64_t i = 0; i < pages.pieces && !any; ++i) any = pages.untouched(i);
+  if (!any) return;
+  a.parallel(
+      pages.pieces,
+      [](void *context, int64_t i) {
+        const Pages &pages = *static_cast<const Pages *>(context);
+        pages.fill((i + pages.pieces - 1) % pages.pieces);
+      },
+      const_cast<Pages *>(&pages));
 }
 
 }  // namespace
@@ -52,11 +78,7 @@ bool launch(Args &a, bool backward, int kind, decltype(Args::parallel) shared) {
   const int64_t bytes = a.size() * size_of(a.xtype);
   a.parallel = bytes < kParallelBytes ? serial : shared;
   a.stream = bytes > (4 << 20) && bytes > stream_bytes();
-  a.fresh = a.stream && a.y && kind == ROWS && untouched(a.y, bytes);
-  // The system fills a page with zeros when it is first written, in the caches: past them, it would be written twice. Channels
-  // are written a piece of each page at a time, long after that.
-  if (a.fresh) a.stream = false;
-  if (a.y) advise(a.y, bytes);
+  if (a.y) prepare(a, a.y, bytes);
   return run(*chosen.isa, backward, kind, a);
 }
 

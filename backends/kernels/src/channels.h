@@ -64,6 +64,8 @@ template <class T> struct Channels {
   const T *dy(i64 n, i64 c) const { return (const T *)a.dy + (n * a.channels + c) * a.inner; }
   T *y(i64 n, i64 c) const { return (T *)a.y + (n * a.channels + c) * a.inner; }
   Set<const T> channel(i64 c) const { return {x(0, c), a.outer, a.channels * a.inner, a.inner}; }
+  // How far it is to the next run or piece of one, which is fetched meanwhile.
+  i64 ahead() const { return !a.stream ? 0 : chunks.pieces == 1 ? a.channels * a.inner : kChunk; }
 
   // f(task, first channel, end, first chunk, end) for every share.
   template <class F> void share(bool backwards, const F &f) const {
@@ -84,7 +86,7 @@ template <class T> struct Channels {
       V s[Shares::kBlock], q[Shares::kBlock];
       for (i64 i = c; i < end; ++i) s[i - c] = q[i - c] = V{};
       for (i64 o = first; o < last; ++o)
-        for (i64 i = c; i < end; ++i) add_run<T, true>(x(o, i) + start, length, pivot[i - c], s[i - c], q[i - c]);
+        for (i64 i = c; i < end; ++i) add_run<T, true>(x(o, i) + start, length, pivot[i - c], s[i - c], q[i - c], ahead());
       for (i64 i = c; i < end; ++i) {
         Spread &spread = out[i * chunks.count + k];
         double ds = sum(s[i - c]), dq = sum(q[i - c]), shift = 0;
@@ -111,10 +113,12 @@ template <class T> struct Channels {
       const i64 start = chunks.start(k), length = chunks.length(k);
       for (i64 o = chunks.first(k); o < chunks.last(k); ++o)
         for (i64 i = c; i < end; ++i) {
-          const T *p = x(o, i) + start;
+          const T *p = x(o, i) + start, *next = p + ahead();
           const Affine<A> f = affine[i];
-          map(y(o, i) + start, length, a.stream,
-              [=](auto tag, i64 j) { return (tag.at(p + j) - f.mean) * f.scale + f.shift; });
+          const auto at = [=](auto tag, i64 j) { return (tag.at(p + j) - f.mean) * f.scale + f.shift; };
+          // With statistics of its own it has just been read.
+          if (a.given()) map(y(o, i) + start, length, a.stream, [=](auto tag, i64 j) { return fetch(next + j), at(tag, j); });
+          else map(y(o, i) + start, length, a.stream, at);
         }
     }
     if (a.stream) fence();
@@ -300,7 +304,7 @@ template <class T> bool channels_backward(const Args &a) {
       for (i64 i = c; i < end; ++i) s[i - c] = q[i - c] = V{};
       for (i64 o = chunks.first(k); o < chunks.last(k); ++o)
         for (i64 i = c; i < end; ++i)
-          project<T, true, false>(job.x(o, i) + start, job.dy(o, i) + start, {}, length, moments[i], s[i - c], q[i - c]);
+          project<T, true, false>(job.x(o, i) + start, job.dy(o, i) + start, {}, length, moments[i], s[i - c], q[i - c], job.ahead());
       for (i64 i = c; i < end; ++i) parts[i * chunks.count + k] = {sum(s[i - c]), sum(q[i - c])};
     }
   };

@@ -6,6 +6,8 @@ namespace normkit {
 
 enum Type : int { F32 = 0, F64 = 1, F16 = 2, BF16 = 3, NONE = -1 };
 
+constexpr int64_t kHugePage = 2 << 20, kHugeBytes = 4 << 20;  // fresh memory is asked to be in such pages from so many bytes on
+
 inline int64_t size_of(int type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
 
 // How x is laid out, and which elements make up one statistic. Everything is dense.
@@ -26,7 +28,6 @@ struct Args {
   int xtype, wtype, btype, mtype, vtype;
   bool center;
   bool stream;                          // write y past the caches
-  bool fresh;                           // y has no pages yet (rows)
   // Calls task(context, i) for each i < tasks, in any order and on any thread, and returns when all have.
   void (*parallel)(int64_t tasks, void (*task)(void *context, int64_t i), void *context);
 

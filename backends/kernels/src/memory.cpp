@@ -7,7 +7,6 @@ namespace normkit {
 namespace {
 
 constexpr int64_t kAlignment = 64;          // what TensorFlow asks for; it copies what is less
-constexpr int64_t kHugePage = 2 << 20, kHugeBytes = 4 << 20;
 
 struct Fresh {
   dlpack::Managed managed;

@@ -110,8 +110,9 @@ template <class T> inline Acc<T> pivot_of(const T *x, i64 n) {
 
 // Adds the sums of d = x - pivot and d² over a run to the lanes of s and q. At most 8 squares are added to one another before
 // they meet a larger sum: where d has few bits, those of d² are no coin toss (squares end in 0, 1 or 4 modulo 8), and their
-// roundings against a sum of a hundred would all lean the same way.
-template <class T, bool center> inline void add_run(const T *x, i64 n, Acc<T> pivot, Vec<Acc<T>> &s, Vec<Acc<T>> &q) {
+// roundings against a sum of a hundred would all lean the same way. What is read next is so many elements `ahead`, if any.
+template <class T, bool center>
+inline void add_run(const T *x, i64 n, Acc<T> pivot, Vec<Acc<T>> &s, Vec<Acc<T>> &q, i64 ahead = 0) {
   using A = Acc<T>;
   using V = Vec<A>;
   constexpr int W = kLanes<A>;
@@ -123,6 +124,7 @@ template <class T, bool center> inline void add_run(const T *x, i64 n, Acc<T> pi
     const i64 end = least(n, i + 32 * W);
     V s0{}, s1{}, s2{}, s3{}, q0{}, q1{}, q2{}, q3{};
     for (; i + 4 * W <= end; i += 4 * W) {
+      if (ahead) fetch(x + ahead + i), fetch(x + ahead + i + 2 * W);
       const auto [a, b] = pair_at(i);
       const auto [c, d] = pair_at(i + 2 * W);
       if (center) s0 += a, s1 += b, s2 += c, s3 += d;

@@ -40,10 +40,13 @@ template <class T> inline Along<Acc<T>> along(Scratch &memory, const Args &a, co
   return {plain, paired};
 }
 
+// How far it is to the next row, which is fetched while this one is written; not if both are too long for the caches.
+template <class T> inline i64 row_ahead(const Args &a, i64 n) { return a.stream && n * i64(sizeof(T)) <= 65536 ? n : 0; }
+
 template <class T, bool center>
 inline void forward_row(const Args &a, Along<Acc<T>> weight, Along<Acc<T>> bias, i64 row) {
   using A = Acc<T>;
-  const i64 n = a.channels * a.inner, first = row % a.groups * a.channels;
+  const i64 n = a.channels * a.inner, first = row % a.groups * a.channels, ahead = row_ahead<T>(a, n);
   const T *x = (const T *)a.x + row * n;
   T *y = (T *)a.y + row * n;
   const Along<A> w = weight + first, b = bias + first;
@@ -53,6 +56,7 @@ inline void forward_row(const Args &a, Along<Acc<T>> weight, Along<Acc<T>> bias,
     for (i64 i = 0; i < n; ++i) put(y + i, A(exact(x + i) * get(w.plain + i / a.inner) + get(b.plain + i / a.inner)));
   } else if (a.inner == 1) {
     map(y, n, a.stream, [=](auto tag, i64 i) {
+      fetch(x + ahead + i);
       if constexpr (center) return m(tag.at(x + i)) * tag.at(w + i) + tag.at(b + i);
       else return tag.at(x + i) * m.rstd * tag.at(w + i) + tag.at(b + i);
     });
@@ -108,8 +112,8 @@ inline void forward_block(const Args &a, Along<Acc<T>> w, Along<Acc<T>> b, i64 r
   bool plain[R], all = true;
   for (int r = 0; r < R; r += 4) {
     const Four<double> sum = load_four(s + r), squares = load_four(q + r), from = four<double>(load_four(pivot + r));
-    const Four<double> m = center ? sum * share : sum * 0, v = (center ? squares - sum * m : squares) * share;
-    const Four<double> variance = v < 0 ? v * 0 : v, root = 1 / root_of(variance + a.eps);
+    const Four<double> none{}, m = center ? sum * share : none, v = (center ? squares - sum * m : squares) * share;
+    const Four<double> variance = v < 0 ? none : v, root = 1 / root_of(variance + a.eps);
     const Four<A> rounded = four<A>(from + m), rest = four<A>((from - four<double>(rounded)) + m);
     store_four(mean + r, rounded), store_four(residue + r, rest), store_four(var + r, four<A>(variance));
     store_four(rstd + r, four<A>(root)), store_four(drift + r, four<A>(-four<double>(rest) * root));
@@ -124,20 +128,27 @@ inline void forward_block(const Args &a, Along<Acc<T>> w, Along<Acc<T>> b, i64 r
     if constexpr (center) return ((v - mean[r]) * rstd[r] + drift[r]) * wi + bi;
     else return v * rstd[r] * wi + bi;
   };
+  const auto rows = [&](i64 i, int first, int end, auto past) {
+    const auto [w1, w2] = Two<T>::at(w + i);
+    const auto [b1, b2] = Two<T>::at(b + i);
+    for (int r = first; r < end; ++r) {
+      const auto [x1, x2] = load_pair(x + r * n + i);
+      store_pair<decltype(past)::value>(y + r * n + i, {at(r, x1, w1, b1), at(r, x2, w2, b2)});
+    }
+  };
   const bool streamed = a.stream && n % (kBytes / i64(sizeof(T))) == 0 && uintptr_t(y) % kBytes == 0;
+  const i64 pairs = n / (2 * W) * (2 * W);
+  // What waits for memory goes row by row: lines that are a page apart, by turns, take twice as long to write past the caches.
+  // Narrow types wait for the processor, and share weights among four rows where nothing speaks against it.
+  const bool by_row = streamed && (sizeof(T) > 2 || n * i64(sizeof(T)) % 1024 == 0);
+  if (by_row)
+    for (int r = 0; r < R; ++r)
+      for (i64 i = 0; i < pairs; i += 2 * W) fetch(x + (R + r) * n + i), rows(i, r, r + 1, std::true_type{});
   for (int first = 0; first < R; first += 4) {
-    const auto rows = [&](i64 i, auto past) {
-      const auto [w1, w2] = Two<T>::at(w + i);
-      const auto [b1, b2] = Two<T>::at(b + i);
-      for (int r = first; r < first + 4; ++r) {
-        const auto [x1, x2] = load_pair(x + r * n + i);
-        store_pair<decltype(past)::value>(y + r * n + i, {at(r, x1, w1, b1), at(r, x2, w2, b2)});
-      }
-    };
-    i64 i = 0;
+    i64 i = by_row ? pairs : 0;
     if (streamed)
-      for (; i + 2 * W <= n; i += 2 * W) rows(i, std::true_type{});
-    for (; i + 2 * W <= n; i += 2 * W) rows(i, std::false_type{});
+      for (; i < pairs; i += 2 * W) rows(i, first, first + 4, std::true_type{});
+    for (; i < pairs; i += 2 * W) rows(i, first, first + 4, std::false_type{});
     for (; i < n; i += W) {
       const i64 k = least(i, n - W);
       for (int r = first; r < first + 4; ++r)
@@ -176,9 +187,7 @@ template <class T> bool rows_forward(Args a) {
   const Along<A> w = along<T>(memory, a, param<A>(memory, a.weight, a.wtype, params, 1, a.offset, std::is_same_v<T, bfloat>));
   const Along<A> b = along<T>(memory, a, param<A>(memory, a.bias, a.btype, params, 0, 0, std::is_same_v<T, bfloat>));
   if (memory.failed) return false;
-  // A large page is filled with zeros by each of the threads that meet in it.
-  const i64 piece = a.fresh ? (i64(2) << 20) / i64(sizeof(T)) : 4 * kChunk;
-  const i64 block = (ceil_div(piece, n) + 3) & ~i64(3);
+  const i64 block = (ceil_div(4 * kChunk, n) + 3) & ~i64(3);
   parallel(a, ceil_div(rows, block), [&](i64 task) {
     const i64 row = task * block, end = least(rows, row + block);
     a.center ? forward_rows<T, true>(a, w, b, row, end) : forward_rows<T, false>(a, w, b, row, end);
@@ -187,9 +196,11 @@ template <class T> bool rows_forward(Args a) {
   return true;
 }
 
-// Adds the sums of u and u·v over a run to the lanes of s and q: u = dy (times weight), v the standardized x.
+// Adds the sums of u and u·v over a run to the lanes of s and q: u = dy (times weight), v the standardized x. `ahead` as in
+// add_run.
 template <class T, bool center, bool weighted>
-inline void project(const T *x, const T *dy, Along<Acc<T>> w, i64 n, const Moments<Acc<T>> &m, Vec<Acc<T>> &s, Vec<Acc<T>> &q) {
+inline void project(const T *x, const T *dy, Along<Acc<T>> w, i64 n, const Moments<Acc<T>> &m, Vec<Acc<T>> &s, Vec<Acc<T>> &q,
+                    i64 ahead = 0) {
   using A = Acc<T>;
   using V = Vec<A>;
   constexpr int W = kLanes<A>;
@@ -205,6 +216,7 @@ inline void project(const T *x, const T *dy, Along<Acc<T>> w, i64 n, const Momen
     const i64 end = least(n, i + 32 * W);
     V s0{}, s1{}, q0{}, q1{};
     for (; i + 2 * W <= end; i += 2 * W) {
+      if (ahead) fetch(x + ahead + i), fetch(dy + ahead + i);
       Pair<A> us, vs;
       both(Two<T>{}, i, us, vs);
       s0 += us.a, q0 += us.a * vs.a;
@@ -259,8 +271,10 @@ inline void backward_rows(const Args &a, Along<Acc<T>> w, i64 row, i64 n, Acc<T>
     project<T, center, true>(x[r], dy[r], w, n, m[r], s, q);
     c1[r] = center ? A(s / double(n)) : 0, c2[r] = A(q / double(n));
   }
+  const i64 ahead = rows * row_ahead<T>(a, n);
   // The sums are kept in the order of pairs.
   const auto step = [&](auto tag, i64 i, auto emit, auto keep) {
+    for (int r = 0; ahead && r < rows; ++r) fetch(x[r] + ahead + i), fetch(dy[r] + ahead + i);
     const auto weight = tag.at(w + i);
     std::decay_t<decltype(weight)> sb{}, sw{};
     for (int r = 0; r < rows; ++r) {
@@ -315,17 +329,18 @@ template <class T, bool center> bool rows_backward_flat(const Args &a) {
   const bool by_four = a.groups == 1 && n <= 1024 && n * i64(sizeof(T)) % 2048 != 0;
   const i64 height = by_four ? 128 : 64;  // rows summed in A
   const Along<A> w = along<T>(memory, a, param<A>(memory, a.weight, a.wtype, params, 1, a.offset, std::is_same_v<T, bfloat>));
-  double *parts = memory.take<double>(tasks * 2 * params);
+  const bool joined = per > height;  // else a task's sums are those in A
+  double *parts = memory.take<double>(joined ? tasks * 2 * params : 0);
   A *sums = memory.take<A>(tasks * 2 * params);
   if (memory.failed) return false;
   parallel(a, tasks, [&](i64 task) {
-    double *part = parts + task * 2 * params;
+    double *part = parts + (joined ? task * 2 * params : 0);
     A *dw = sums + task * 2 * params, *db = dw + params;
-    memset(part, 0, sizeof(double) * size_t(2 * params));
+    memset(dw, 0, sizeof(A) * size_t(2 * params));
+    if (joined) memset(part, 0, sizeof(double) * size_t(2 * params));
     const i64 end = least(a.outer, (task + 1) * per);
     for (i64 first = task * per; first < end; first += height) {
       const i64 last = least(end, first + height);
-      memset(dw, 0, sizeof(A) * size_t(2 * params));
       if (a.groups == 1) {
         i64 row = first;
         if (by_four)
@@ -336,13 +351,17 @@ template <class T, bool center> bool rows_backward_flat(const Args &a) {
           for (i64 g = 0; g < a.groups; ++g)
             backward_rows<T, center, 1>(a, w + g * n, o * a.groups + g, n, dw + g * n, db + g * n);
       }
-      for (i64 i = 0; i < 2 * params; ++i) part[i] += dw[i];
+      if (!joined) continue;
+      for (i64 i = 0; i < 2 * params; ++i) part[i] += dw[i], dw[i] = 0;
     }
-    for (i64 g = 0; g < 2 * a.groups; ++g) reorder<T>(part + g * n, n, false);
+    for (i64 g = 0; g < 2 * a.groups; ++g) joined ? reorder<T>(part + g * n, n, false) : reorder<T>(dw + g * n, n, false);
     if (a.stream) fence();
   });
-  reduce(a, a.dweight, a.wtype, parts, tasks, params, 2 * params);
-  reduce(a, a.dbias, a.btype, parts + params, tasks, params, 2 * params);
+  const auto finish = [&](const auto *sums) {
+    reduce(a, a.dweight, a.wtype, sums, tasks, params, 2 * params);
+    reduce(a, a.dbias, a.btype, sums + params, tasks, params, 2 * params);
+  };
+  joined ? finish(parts) : finish(sums);
   return true;
 }
 

@@ -188,6 +188,9 @@ inline void fence() {
 #endif
 }
 
+// Starts to load what is read next, where it is not in the caches yet: the processor does not look past the end of a page.
+inline void fetch(const void *p) { __builtin_prefetch(p); }
+
 template <class A> inline Vec<A> splat(A value) { return value - Vec<A>{}; }
 
 // The sum of the lanes, in a fixed order.
