@@ -89,7 +89,8 @@ def _load(where: str) -> Backend:
 def _meet_torch() -> None:
     """Import PyTorch's backend. Where torch.compile reads the call that does, it is to start again and read less."""
     if "normkit.backends.torch.backend" not in sys.modules:
-        importlib.import_module("normkit.backends.torch.backend").start_again()
+        importlib.import_module("normkit.backends.torch.backend")
+        importlib.import_module("normkit.backends.torch.graphs").start_again()
 
 
 # As torch.compiler.assume_constant_result would have it: it is called, and not read.

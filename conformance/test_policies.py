@@ -114,6 +114,20 @@ def test_one_value_per_channel(library, policy, shape):
     _assert_running(library, after, known["mean"], known["var"], 7)
 
 
+@pytest.mark.parametrize("policy", ["running", "zero", "raise"])
+def test_one_value_per_channel_where_running_statistics_normalize(library, policy):
+    """It is in nobody's way but the update's: what cannot be merged is refused, or left alone."""
+    layer = _layer(library, single_value=policy, use_batch_stats=False, update_stats=True)
+    known, x = _known(library, layer), next(_numbers((1, CHANNELS)))
+    given = library.array(x, "float32")
+    if policy == "raise":
+        with pytest.raises(ValueError, match="more than one value per channel"):
+            layer(given)
+    else:
+        assert_close(library, layer(given), oracle.batch_norm(x, **known), library.kind(given), "forward")
+    _assert_running(library, layer.running, known["mean"], known["var"], 7)
+
+
 def _by_mask(policy, x, dy, known):
     """y and gradients, where MASK leaves channel 1 one element and channel 3 none."""
     operands = {"x": x, **known, "mask": MASK}

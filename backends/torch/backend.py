@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import inspect
+import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -18,8 +15,8 @@ from normkit._dispatch import _by_type
 from normkit.backends import kernels
 from normkit.backends.kernels import Applied
 from normkit.backends.protocol import Array, ArrayBackend
-from normkit.backends.torch import ops
-from normkit.core.moments import Habits, Moments, rescue_always, rescue_if_needed, there_and_back
+from normkit.backends.torch import graphs, ops
+from normkit.core.moments import Habits, Moments, rescue_always, rescue_if_needed, there_and_back, unchanged
 from normkit.core.normalize import PLAIN, BatchStats, Gradients, Operands, forward, returned_stats, vjp
 from normkit.core.plan import Plan, Shape
 
@@ -28,11 +25,21 @@ _FLOATING = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float
 #: What torch's autocast computes and returns in float32 on a GPU.
 _AUTOCAST_TO_FLOAT32 = frozenset({"layer_norm", "rms_norm", "group_norm"})
 
-#: For gradients within loops of Inductor's, which add up one vector after the other.
-_ADDED_BY_ONE = Habits(wide=True)
 
-#: Plans of several axes.
-_OVER_AXES = ("layer_plan", "rms_plan")
+def _short(values: torch.Tensor, axes: tuple[int, ...]) -> bool:
+    """Whether Inductor's loop, which adds one vector to the next, adds up to 32 numbers, or 128 to each of eight."""
+    n = math.prod(values.shape[a] for a in axes)
+    along = values.ndim - 1 in axes and values.stride(-1) == 1
+    return type(n) is int and n <= (1024 if along else 32)
+
+
+def _stored(values: torch.Tensor) -> torch.Tensor:
+    """The same, of which Inductor makes a buffer: it would take the root again for each vector of a row."""
+    return values.as_strided(values.shape, values.stride())
+
+
+#: For gradients within such loops.
+_ADDED_BY_ONE = Habits(wide=True, short=_short, stored=_stored)
 
 
 class TorchBackend(ArrayBackend):
@@ -167,18 +174,14 @@ def _plain(plan: Plan, operands: Operands) -> tuple[torch.Tensor, BatchStats | N
     return y, BatchStats(mean, var, count)
 
 
-def _stored(values: torch.Tensor) -> torch.Tensor:
-    """The same, of which Inductor makes a buffer: it would take the root again for each vector of a row."""
-    return values.as_strided(values.shape, values.stride())
-
-
 def _fused_habits(plan: Plan, x: torch.Tensor, habits: Habits) -> Habits:
     """Of what Inductor makes loops of, on a processor."""
     habits = habits._replace(one_pass=True)
-    if x.numel() < ops.SMALLEST_STORED:
+    n = x.numel()
+    if n < ops.SMALLEST_STORED:
         return habits
     along = x.stride(-1) == 1 and len(plan.view) - 1 in plan.axes
-    return habits._replace(stored=_stored, stored_mean=habits.stored_mean if along else _stored)
+    return habits._replace(stored=_stored, stored_mean=unchanged if along and n < ops.SMALLEST_MEAN else _stored)
 
 
 class _Normalize(torch.autograd.Function):
@@ -248,61 +251,6 @@ BACKEND = TorchBackend()
 _by_type.update(dict.fromkeys((torch.Tensor, torch.nn.Parameter), BACKEND))
 
 
-def start_again() -> None:
-    """Have torch.compile read anew what it is reading: it has met much that it would check before each call."""
-    if torch._guards.TracingContext.try_get() is not None:
-        raise torch._dynamo.exc.UnspecializeRestartAnalysis(restart_reason="normkit was loaded")
-
-
-def _in_graph(x, weight, bias, mean, var, mask, lengths, build, axis, *numbers) -> _calls.Done | None:
-    """A call that torch.compile reads, as one operator of which it reads nothing; ``None`` where that is none."""
-    label = _label(build, kernels.mode)
-    if (
-        label is None
-        or mask is not None
-        or lengths is not None
-        or not isinstance(x, torch.Tensor)
-        or not (weight is None or isinstance(weight, torch.Tensor))
-        or not (bias is None or isinstance(bias, torch.Tensor))
-        or not (mean is None or (isinstance(mean, torch.Tensor) and isinstance(var, torch.Tensor)))
-        or not (type(axis) is int or (type(axis) is tuple and label.startswith(_OVER_AXES)))
-    ):
-        return None
-    for n in numbers:
-        if type(n) is not float and type(n) is not int:
-            return None
-    found = _CALL(x, weight, bias, mean, var, label, axis if type(axis) is tuple else (axis,), numbers)
-    if not found:
-        return None
-    if not label.startswith("batch_train_plan"):
-        return found[0], None, None
-    return found[0], None, BatchStats(found[1], found[2], x.numel() // x.shape[axis])
-
-
-def _label(build: Callable[..., Plan], mode: str) -> str | None:
-    """What the operator is told to plan, and what it is made of; ``None`` where there is to be none in the graph.
-
-    Not where values are mapped or differentiated within the graph, nor in an exported program, which is to run without
-    normkit. torch.compile takes the answer for these arguments, of which it checks again that the mode of the kernels
-    is the same.
-    """
-    if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        return None
-    return f"{build.__name__} {mode} {kernels.built} {ops.SMALLEST} {ops.SMALLEST_GIVEN} {_digest()}"
-
-
-# As torch.compiler.assume_constant_result would have it, which imports the compiler.
-_label._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-@functools.cache
-def _digest() -> str:
-    """Of the files that say what a graph is made of: torch.compile finds programs on disk by what it has read."""
-    folders = (Path(__file__).parent, Path(inspect.getfile(Plan)).parent)
-    files = (file.read_bytes() for folder in folders for file in sorted(folder.glob("*.py")))
-    return hashlib.sha256(b"".join(files)).hexdigest()
-
-
 def _call(x, weight, bias, mean, var, label, axes, numbers):
     """y, and mean and variance of a batch; nothing where the arguments are refused: by words, in Python."""
     axis = axes[0] if len(axes) == 1 else axes
@@ -322,5 +270,4 @@ def _call(x, weight, bias, mean, var, label, axes, numbers):
 
 
 ops.implement_call(_call)
-_CALL = torch.ops.normkit.call.default
-_calls.compiling, _calls.in_graph = torch.compiler.is_compiling, _in_graph
+_calls.compiling, _calls.met = torch.compiler.is_dynamo_compiling, graphs.met

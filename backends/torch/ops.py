@@ -30,6 +30,8 @@ SMALLEST = 1 << 15
 SMALLEST_GIVEN = 1 << 20
 #: From so many a buffer for each row's factor costs less than to compute it anew for each vector of the row.
 SMALLEST_STORED = 1 << 11
+#: From so many one for each row's mean does.
+SMALLEST_MEAN = 1 << 13
 
 _library = torch.library.Library("normkit", "DEF")
 _library.define("kept(Tensor x) -> Tensor")

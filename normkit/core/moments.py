@@ -32,6 +32,11 @@ def there_and_back(xp, values: Array, dtype: Any) -> Array:
     return xp.astype(xp.astype(values, dtype), values.dtype)
 
 
+def never(values: Array, axes: tuple[int, ...]) -> bool:
+    """No sum is short."""
+    return False
+
+
 def unchanged(values: Array) -> Array:
     """For libraries that store every result anyway."""
     return values
@@ -42,6 +47,8 @@ class Habits(NamedTuple):
 
     #: Sum float32 in float64: for a library that adds up one element after the other.
     wide: bool = False
+    #: Which sums are so short that float32 holds them as well.
+    short: Callable[[Array, tuple[int, ...]], bool] = never
     #: Of several axes the last may be summed in float32 before: for a library that adds well along one axis, and for
     #: which float64 is slow.
     staged: bool = False
@@ -116,7 +123,7 @@ def total(xp, x: Array, axes: tuple[int, ...], habits: Habits) -> Array:
         return x
     if habits.longest:
         return _in_stages(xp, x, axes, habits)
-    if not habits.wide or x.dtype == xp.float64:
+    if not habits.wide or x.dtype == xp.float64 or habits.short(x, axes):
         return xp.sum(x, axis=axes, keepdims=True)
     dtype = x.dtype
     if habits.staged and len(axes) > 1:

@@ -117,31 +117,51 @@ def vjp(
         return xp.reshape(xp.astype(gradient, operand.dtype, copy=False), operand.shape)
 
     dx = dweight = dbias = dmean = dvar = None
-    if operands.weight is not None and needs.weight:
-        dweight = like(summed(dy * _rounded(xp, plan, xhat, operands.x, habits), plan.param_axes), operands.weight)
+    weight = None if operands.weight is None else _weight_view(xp, plan, operands.weight, dtype)
+    # Of dy * x̂ and dy, over the axes that a set shares with a parameter: each is taken once.
+    common = tuple(a for a in plan.axes if a in plan.param_axes)
+    across, rest = (tuple(a for a in axes if a not in common) for axes in (plan.param_axes, plan.axes))
+    of_sets_too = needs.x and operands.mean is None
+    if needs.weight or needs.var or of_sets_too:
+        products = summed(dy * xhat, common)
+    if needs.bias or needs.mean or of_sets_too:
+        sums = summed(dy, common)
+    if weight is not None and needs.weight:
+        rounded = _rounded(xp, plan, xhat, operands.x, habits)
+        found = summed(products, across) if rounded is xhat else summed(dy * rounded, plan.param_axes)
+        dweight = like(found, operands.weight)
     if operands.bias is not None and needs.bias:
-        dbias = like(summed(dy, plan.param_axes), operands.bias)
+        dbias = like(summed(sums, across), operands.bias)
 
-    g = dy if operands.weight is None else dy * _weight_view(xp, plan, operands.weight, dtype)
+    def weighted(values):
+        return values if weight is None else values * weight
+
+    def of_sets(values):
+        return summed(weighted(values), rest)
+
+    def average(values):
+        found = of_sets(values) * share
+        return habits.stored(found) if common else found  # else it is at hand where the set's sum ends
+
     if operands.mean is not None:
         if needs.x:
-            dx = g * used.rstd
+            dx = weighted(dy) * used.rstd
         if needs.mean:
-            dmean = like(-summed(g, plan.axes) * used.rstd, operands.mean)
+            dmean = like(-of_sets(sums) * used.rstd, operands.mean)
         if needs.var:
-            dvar = like(summed(g * xhat, plan.axes) * used.rstd * used.rstd * -0.5, operands.var)
+            dvar = like(of_sets(products) * used.rstd * used.rstd * -0.5, operands.var)
     elif needs.x:
         divisor = at_least_one(xp, used.count)
-        along = summed(g * xhat, plan.axes)
+        share = 1 / divisor
         if plan.power is None:
-            turned = xhat * (along / divisor)
+            turned = xhat * average(products)
         else:
             values = _centred(x, used) if plan.power.centred else x
             slope = powers.slope(xp, plan, masked(xp, mask, values), used.rstd, lambda a: summed(a, plan.axes), divisor)
-            turned = slope * along
-        dx = g - masked(xp, seen, turned)
+            turned = slope * of_sets(products)
+        dx = weighted(dy) - masked(xp, seen, turned)
         if plan.center:
-            dx = dx - masked(xp, seen, summed(g, plan.axes) / divisor)
+            dx = dx - masked(xp, seen, average(sums))
         dx = masked(xp, hidden, dx * used.rstd)
     if dx is not None:
         dx = _unviewed(xp, plan, dx, operands.x)

@@ -1,0 +1,100 @@
+"""What torch.compile makes of a call: one operator, of whose Python nothing is checked again in each call."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.autograd import forward_ad
+
+from normkit import _calls
+from normkit.backends import kernels
+from normkit.backends.torch import ops
+from normkit.core.normalize import BatchStats
+from normkit.core.plan import Plan
+
+#: Plans of several axes.
+_OVER_AXES = ("layer_plan", "rms_plan")
+
+
+def label(build: Callable[..., Plan], mode: str) -> str | None:
+    """What the operator is told to plan, and what it is made of; ``None`` where there is to be none in the graph.
+
+    Not where values are mapped or differentiated within the graph, nor in an exported program, which is to run without
+    normkit. torch.compile takes the answer as it is when it reads the call.
+    """
+    if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return None
+    return f"{build.__name__} {mode} {kernels.built} {ops.SMALLEST} {ops.SMALLEST_GIVEN} {_digest()}"
+
+
+@functools.cache
+def _digest() -> str:
+    """Of the files that say what a graph is made of: torch.compile finds programs on disk by what it has read."""
+    folders = (Path(__file__).parent, Path(inspect.getfile(Plan)).parent)
+    files = (file.read_bytes() for folder in folders for file in sorted(folder.glob("*.py")))
+    return hashlib.sha256(b"".join(files)).hexdigest()
+
+
+def start_again() -> None:
+    """Have torch.compile, where it is reading, read anew: it has met much that it would check before each call."""
+    if torch._guards.TracingContext.try_get() is not None:
+        _substitute()
+        raise torch._dynamo.exc.UnspecializeRestartAnalysis(restart_reason="normkit reads shorter now")
+
+
+def met() -> None:
+    """Called where torch.compile reads :func:`normkit._calls.at_once` as it stands."""
+    if not _substitute.cache_info().currsize:
+        start_again()
+
+
+# As torch.compiler.assume_constant_result would have them, which imports the compiler: they are called, and not read.
+label._dynamo_marked_constant = True  # type: ignore[attr-defined]
+met._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _substitute() -> None:
+    """Name to torch.compile what it is to read in the place of :func:`normkit._calls.at_once`.
+
+    All that this uses is in a closure, of a function that no module holds: there is nothing to check again, but for the
+    kernels' mode.
+    """
+    call, Tensor = torch.ops.normkit.call.default, torch.Tensor
+    short = _short(call, Tensor, label, kernels.current, BatchStats, isinstance, type, int, float, tuple)
+    torch.compiler.substitute_in_graph(_calls.at_once)(short)
+
+
+def _short(call, Tensor, label, current, BatchStats, isinstance, type, int, float, tuple):
+    over_axes = _OVER_AXES
+
+    def at_once(x, weight, bias, mean, var, mask, lengths, build, *args):
+        axis, *numbers = args
+        name = label(build, current())
+        if (
+            name is None
+            or mask is not None
+            or lengths is not None
+            or not isinstance(x, Tensor)
+            or not (weight is None or isinstance(weight, Tensor))
+            or not (bias is None or isinstance(bias, Tensor))
+            or not (mean is None or (isinstance(mean, Tensor) and isinstance(var, Tensor)))
+            or not (type(axis) is int or (type(axis) is tuple and name.startswith(over_axes)))
+        ):
+            return None
+        for n in numbers:
+            if type(n) is not float and type(n) is not int:
+                return None
+        found = call(x, weight, bias, mean, var, name, axis if type(axis) is tuple else (axis,), numbers)
+        if not found:
+            return None
+        if not name.startswith("batch_train_plan"):
+            return found[0], None, None
+        return found[0], None, BatchStats(found[1], found[2], x.numel() // x.shape[axis])
+
+    return at_once
