@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from normkit.backends import kernels
-from normkit.conformance import libraries, natives, plain
+from normkit.conformance import cases, libraries, natives, plain
 from normkit.conformance.tolerances import judged
 
 #: What Keras runs on: a process has one of its backends.
@@ -65,6 +65,8 @@ ONCE = {
     "test_oracle.py": "numpy",
     "test_study.py": "numpy",
 }
+#: The files of the case table, which ``--kernels both`` runs with the kernels required and without them.
+BOTH = ("test_edges", "test_forward", "test_gradient", "test_layers")
 
 
 def pytest_addoption(parser):
@@ -78,9 +80,9 @@ def pytest_addoption(parser):
     )
     group.addoption(
         "--kernels",
-        choices=kernels.MODES,
+        choices=(*kernels.MODES, "both"),
         help="the fused kernels' mode, in place of NORMKIT_KERNELS; where they are required, what they cannot serve is "
-        "expected to be refused",
+        "expected to be refused; both: the case table with them required, and without, and the rest by NORMKIT_KERNELS",
     )
     group.addoption("--huge", action="store_true", help="also what takes 12 GB of memory")
     group.addoption("--device", metavar="NAME", help="PyTorch's default device, such as cuda; the others choose theirs")
@@ -88,9 +90,10 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     """Import the libraries that are to be tested, PyTorch before TensorFlow; one that was asked for must be there."""
-    if mode := config.getoption("kernels"):
+    mode = config.getoption("kernels") or kernels.mode
+    if mode != "both":
         os.environ["NORMKIT_KERNELS"] = kernels.mode = mode
-    if kernels.mode == "require" and not kernels.info()["built"]:
+    if mode in ("require", "both") and not kernels.built:
         raise pytest.UsageError("Kernels are required, but they are not built into this installation.")
     config.addinivalue_line("markers", "grid(cases, dtypes, thrifty): what a test of a library is repeated for")
     config.addinivalue_line("filterwarnings", "error")
@@ -129,15 +132,16 @@ def pytest_report_header(config):
     """Name the libraries that are tested and those that are not installed."""
     missing = libraries.available()[1]
     tested = ", ".join(library.name for library in config.libraries)
-    return f"normkit on: {tested}; kernels: {kernels.mode}" + (f"; not installed: {', '.join(missing)}" * bool(missing))
+    mode = config.getoption("kernels") or kernels.mode
+    return f"normkit on: {tested}; kernels: {mode}" + (f"; not installed: {', '.join(missing)}" * bool(missing))
 
 
 def pytest_collection_modifyitems(items):
     """Where kernels are required, what none serves is refused: a refusal that fails to come shows as a failure."""
-    if kernels.mode != "require":
-        return
     for item in items:
         params = item.callspec.params if hasattr(item, "callspec") else {}
+        if params.get("_mode", kernels.mode) != "require":
+            continue
         reason = plain.reason(item.name, params.get("case"))
         if reason is not None:
             item.user_properties.append(("refused", reason))
@@ -160,17 +164,36 @@ def pytest_generate_tests(metafunc):
     names = [name for name in ("library", "dtype", "case") if name in metafunc.fixturenames]
     if "library" not in names:
         return
+    both = metafunc.config.getoption("kernels") == "both" and metafunc.module.__name__.rpartition(".")[2] in BOTH
+    names += ["_mode"] * both
     marker = metafunc.definition.get_closest_marker("grid")
     grid = marker.kwargs if marker else {}
     rows = []
     for library in metafunc.config.libraries:
         dtypes = [d for d in grid.get("dtypes", ("float32",)) if d in library.dtypes and judged(d)]
-        cases = grid.get("thrifty" if library.thrifty and "thrifty" in grid else "cases", (None,))
-        for dtype, case in itertools.product(dtypes, cases):
+        chosen = grid.get("thrifty" if library.thrifty and "thrifty" in grid else "cases", (None,))
+        for dtype, case in itertools.product(dtypes, chosen):
             if case is None or case.layout in library.layouts:
-                rows.append({"library": library, "dtype": dtype, "case": case})
+                modes = _modes(metafunc.function.__name__, library, case) if both else (None,)
+                rows += [{"library": library, "dtype": dtype, "case": case, "_mode": mode} for mode in modes]
     unique = {tuple(str(getattr(row[n], "name", row[n])) for n in names): [row[n] for n in names] for row in rows}
-    metafunc.parametrize(names, list(unique.values()), ids=["-".join(key) for key in unique])
+    metafunc.parametrize(names, list(unique.values()), ids=["-".join(key) for key in unique], indirect=["_mode"] * both)
+
+
+def _modes(name, library, case):
+    """The kernels' modes that a test is repeated for: what they are to refuse is served without them in the default."""
+    if not library.kernels:
+        return (kernels.mode,)
+    if plain.reason(name, case):
+        return ("require", "1")
+    return ("require",) if case in cases.LARGE else ("require", "0")
+
+
+@pytest.fixture(autouse=True)
+def _mode(request, monkeypatch):
+    """The kernels' mode that a test is repeated for."""
+    if hasattr(request, "param"):
+        monkeypatch.setattr(kernels, "mode", request.param)
 
 
 @pytest.fixture(autouse=True)

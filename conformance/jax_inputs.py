@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from normkit.backends import kernels
-from normkit.conformance.kernel_inputs import SMALL, dtype_of, make, operands_of
+from normkit.conformance.kernel_inputs import SMALL, dtype_of, make, need_kernels, operands_of
 from normkit.conformance.libraries import LIBRARIES
 from normkit.core.normalize import Operands
 from normkit.core.plan import Plan
 
 jax: Any = pytest.importorskip("jax")
-if not kernels.info()["built"]:
-    pytest.skip("the kernels are not built into this installation", allow_module_level=True)
+need_kernels()
 if jax.default_backend() != "cpu":
     pytest.skip("the kernels are for the CPU", allow_module_level=True)
 

@@ -9,10 +9,10 @@ import pytest
 
 import normkit as nk
 from normkit.backends import kernels
+from normkit.conformance.kernel_inputs import need_kernels
 from normkit.conformance.libraries import first
 
-if not kernels.info()["built"]:
-    pytest.skip("the kernels are not built into this installation", allow_module_level=True)
+need_kernels()
 
 REFUSED = (TypeError, ValueError, OverflowError, BufferError, MemoryError)
 #: A kernel of (4, 6) with a parameter's length, its sizes, and how many sets have statistics.

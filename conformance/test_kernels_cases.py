@@ -6,13 +6,11 @@ import pytest
 import normkit as nk
 from normkit.backends import kernels
 from normkit.conformance import cases, inputs, measure, oracle, plain
+from normkit.conformance.kernel_inputs import need_kernels
 from normkit.conformance.libraries import first
 from normkit.conformance.tolerances import tolerance, units
 
-if not kernels.info()["built"]:
-    pytest.skip("the kernels are not built into this installation", allow_module_level=True)
-
-SERVED = ("numpy", "torch", "tensorflow", "jax")
+need_kernels()
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +19,7 @@ def _kernels_on(monkeypatch):
 
 
 def _compare(library, case, dtype):
-    if library.name not in SERVED:
+    if not library.kernels:
         pytest.skip(f"{library.name} has no kernels")
     values = inputs.operands(case, inputs.BY_NAME["normal"], dtype)
     given = measure.arrays(library, case, values, dtype)
@@ -29,6 +27,8 @@ def _compare(library, case, dtype):
     out, gradients = measure.gradients(library, case, nk, given)
     count = 0 if plain.reason("", case) else 1
     assert kernels.served().since(before) == (count, count)
+    if not count:
+        return
     with kernels.off():
         other, others = measure.gradients(library, case, nk, given)
     assert kernels.served().since(before) == (count, count)
@@ -76,15 +76,15 @@ def _views(x):
     }
 
 
-@pytest.mark.grid(cases=cases.SHORT, dtypes=["float32", "float64", "bfloat16"])
+@pytest.mark.grid(cases=[c for c in cases.SHORT if not c.masked], dtypes=["float32", "float64", "bfloat16"])
 def test_a_second_call_has_the_bits_of_the_first(library, dtype, case, monkeypatch):
     """It takes a short way, past the checks: the kernel that the first was bound to, its sizes known."""
-    if library.name not in SERVED:
+    if not library.kernels:
         pytest.skip(f"{library.name} has no kernels")
     given = measure.arrays(library, case, inputs.operands(case, inputs.BY_NAME["offset 1e4"], dtype), dtype)
     once = measure.gradients(library, case, nk, given)
     short = library.name == "torch" or (library.name == "numpy" and dtype != "bfloat16")
-    if short and case.layout == "contiguous" and not plain.reason("", case):
+    if short and case.layout == "contiguous":
         monkeypatch.setattr(kernels, "forward", None)
     again = measure.gradients(library, case, nk, given)
 

@@ -21,6 +21,7 @@ from normkit.conformance.kernel_inputs import (
     guarded,
     judge,
     make,
+    need_kernels,
     operands_of,
     run,
 )  # fmt: skip
@@ -29,8 +30,7 @@ from normkit.core.normalize import Operands
 
 __all__ = ["guarded"]
 
-if not kernels.info()["built"]:
-    pytest.skip("the kernels are not built into this installation", allow_module_level=True)
+need_kernels()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -92,12 +93,14 @@ def expected(source: Path) -> set[str]:
 
 def compare(source: Path, scratch: Path) -> tuple[list[str], list[str]]:
     """What differs between the three, and the package's files."""
-    wheel = build("build_wheel", source, scratch / "wheel", scratch / "objects")
-    editable = build("build_editable", source, scratch / "editable", scratch / "objects")
+    # That of tox is compiled already; the two others are compiled once.
+    tested = os.environ.get("TOX_PACKAGE")
+    wheel = Path(tested) if tested else build("build_wheel", source, scratch / "wheel")
     with tarfile.open(build("build_sdist", source, scratch / "sdist")) as archive:
         archive.extractall(scratch / "unpacked", filter="data")
     (unpacked,) = (scratch / "unpacked").iterdir()
-    repeated = build("build_wheel", unpacked, scratch / "repeated")
+    repeated = build("build_wheel", unpacked, scratch / "repeated", scratch / "objects")
+    editable = build("build_editable", unpacked, scratch / "editable", scratch / "objects")
 
     shipped = contents(wheel)
     wrong = [f"wheel / wheel of the sdist: {text}" for text in differences(shipped, contents(repeated))]
@@ -110,7 +113,7 @@ def compare(source: Path, scratch: Path) -> tuple[list[str], list[str]]:
     place, plain = found(wheel, scratch / "site", files)
     place_editable, redirected = found(editable, scratch / "site-editable", files)
     wrong += [f"wheel / editable: {text}" for text in differences(plain, redirected)]
-    for where, folder in ((place, scratch / "site"), (place_editable, source)):
+    for where, folder in ((place, scratch / "site"), (place_editable, unpacked)):
         if not where.is_relative_to(folder):
             wrong.append(f"normkit was imported from {where}, not from {folder}")
     return wrong, files
