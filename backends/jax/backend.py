@@ -13,7 +13,7 @@ from normkit.backends import kernels
 from normkit.backends.jax import fused
 from normkit.backends.jax.fused import HABITS
 from normkit.backends.protocol import Array, ArrayBackend
-from normkit.core.normalize import BatchStats, Gradients, Operands, forward, returned_stats, vjp
+from normkit.core.normalize import BatchStats, Gradients, Operands, counted, forward, returned_stats, vjp
 from normkit.core.plan import Plan
 
 
@@ -38,7 +38,7 @@ class JaxBackend(ArrayBackend):
     def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
         mode = kernels.mode
         (y, stats), saved = _jitted_forward(plan, mode, operands)
-        return y, stats, lambda dy: _jitted_vjp(plan, mode, saved, dy)
+        return y, counted(plan, operands.mask, stats), lambda dy: _jitted_vjp(plan, mode, saved, dy)
 
     def create(self, values: Any, dtype: str, device: Any | None = None) -> Array:
         return jnp.asarray(values, dtype=dtype, device=device)
@@ -51,7 +51,11 @@ def _compiled(plan: Plan, mode: str) -> Callable[..., tuple[Array, BatchStats | 
     def apply(*operands):
         return _normalize(plan, mode, Operands(*operands))
 
-    return apply
+    def apply_and_count(*operands):
+        y, stats = apply(*operands)
+        return y, counted(plan, operands[-1], stats)
+
+    return apply_and_count if plan.stats_shape else apply
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -23,7 +23,7 @@ from normkit.core.moments import (
     rescue_always,
     rescue_if_needed,
 )
-from normkit.core.normalize import BatchStats, Gradients, Operands, forward, returned_stats, vjp
+from normkit.core.normalize import BatchStats, Gradients, Operands, counted, forward, returned_stats, vjp
 from normkit.core.plan import Plan, Shape
 
 #: The commonest first: to be the same object is quick to see.
@@ -102,7 +102,7 @@ class TensorflowBackend(ArrayBackend):
             y, *stats = (_fused(plan, names) if served else compiled.normalizer(plan, names, _formula))(*arrays)
             return y, BatchStats(stats[0], stats[1], plan.count) if stats else None
         y, *stats = _normalizer(plan, names)(*arrays)
-        return y, BatchStats(*stats) if stats else None
+        return y, counted(plan, operands.mask, BatchStats(*stats) if stats else None)
 
     def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
         eager, operands = _eager(operands), _read(operands)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from . import powers
 from .moments import Habits, Moments, accumulation_dtype, at_least_one, is_number, masked, merged, moments, total
-from .plan import Plan
+from .plan import Plan, product
 
 Array = Any
 
@@ -181,6 +181,14 @@ def returned_stats(xp, plan: Plan, operands: Operands, used: Moments) -> BatchSt
     if not is_number(count) and count.ndim > 0:
         count = xp.reshape(count, plan.stats_shape)
     return BatchStats(xp.reshape(mean, plan.stats_shape), xp.reshape(var, plan.stats_shape), count)
+
+
+def counted(plan: Plan, mask: Array | None, stats: BatchStats | None) -> BatchStats | None:
+    """The statistics with a number for a count where it is one: what carries arrays alone has made an array of it."""
+    if stats is None or mask is not None:
+        return stats
+    count = product(n for a, n in enumerate(plan.shape) if a not in plan.features)
+    return stats if count is None else BatchStats(stats.mean, stats.var, count)
 
 
 def _viewed(xp, plan: Plan, x: Array, dtype=None) -> Array:
