@@ -11,6 +11,7 @@ import pytest
 import normkit as nk
 from normkit.backends import kernels
 from normkit.conformance.kernel_inputs import DTYPES, LARGE, dtype_of, make, need_kernels, run
+from normkit.conformance.package import fresh
 
 need_kernels()
 tf = pytest.importorskip("tensorflow")
@@ -33,6 +34,26 @@ def test_tensorflow_has_the_same_bits(layer, shape, options, last, dtype):
     assert stats is None or stats.tobytes() == stats2.numpy().tobytes()
     for name, g in gradients.items():
         assert g.tobytes() == gradients2[name].numpy().tobytes(), name
+
+
+AGAIN = """
+import os, resource
+os.environ["NORMKIT_HUGEPAGES"] = "0"
+import tensorflow as tf, normkit as nk
+x = tf.ones((4096, 1024))
+for call in range(24):
+    if call == 4:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    y = nk.layer_norm(x)
+    del y
+faults = (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20
+print(faults < 0.5 * (16 << 20) / resource.getpagesize())
+"""
+
+
+def test_memory_that_a_call_freed_is_there_for_the_next(tmp_path):
+    """16 MB that malloc keeps, as it does for other arrays: with an alignment of a large page it asked the system again."""
+    assert fresh.run(AGAIN, tmp_path) == "True"
 
 
 def test_same_bits_with_and_without_a_tape(count):

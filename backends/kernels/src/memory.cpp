@@ -36,7 +36,7 @@ PyObject *fresh_capsule(int type, int ndim, const int64_t *shape) {
       return PyErr_SetString(PyExc_ValueError, "The shape is negative or overflows."), nullptr;
   Fresh *fresh = static_cast<Fresh *>(malloc(sizeof(Fresh) + sizeof(int64_t) * ndim));
   void *data = nullptr;
-  if (!fresh || posix_memalign(&data, bytes < kHugeBytes ? kAlignment : kHugePage, bytes ? bytes : kAlignment) != 0) {
+  if (!fresh || posix_memalign(&data, kAlignment, bytes ? bytes : kAlignment) != 0) {
     free(fresh);
     return PyErr_NoMemory();
   }
