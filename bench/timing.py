@@ -69,16 +69,18 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds per call of each thunk in each round: A B C B C A ... for ``seconds``, and ``rounds`` times at least.
 
-    Who comes first changes, for the memory that one frees may be what the next must ask the system for.
+    All make as many calls in a turn as the fastest needs to fill it: the first of them finds another's data in the
+    caches, the others their own. Who comes first changes, for the memory that one frees may be what the next must ask
+    the system for.
 
     ``within`` has the contexts of those thunks that run in one, entered for each turn. ``wait`` blocks until the device
     has done what it was told. A result lives until the clock has been read.
     """
     within = within or {}
-    calls = {}
+    calls = 1
     for name, thunk in thunks.items():
         with within.get(name, contextlib.nullcontext)():
-            calls[name] = _warmed(thunk, wait)
+            calls = max(calls, _warmed(thunk, wait))
     times: dict[str, list[float]] = {name: [] for name in thunks}
     order = collections.deque(thunks)
     with without_collection():
@@ -86,7 +88,7 @@ def interleaved(
         while len(next(iter(times.values()))) < rounds or perf_counter() < end:
             for name in order:
                 with within.get(name, contextlib.nullcontext)():
-                    times[name].append(_turn(thunks[name], wait, calls[name]))
+                    times[name].append(_turn(thunks[name], wait, calls))
             order.rotate(-1)
     return times
 

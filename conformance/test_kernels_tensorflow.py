@@ -52,7 +52,7 @@ print(faults < 0.5 * (16 << 20) / resource.getpagesize())
 
 
 def test_memory_that_a_call_freed_is_there_for_the_next(tmp_path):
-    """16 MB that malloc keeps, as it does for other arrays: with an alignment of a large page it asked the system again."""
+    """16 MB that malloc keeps, as for other arrays; aligned to a large page, they came from the system each time."""
     assert fresh.run(AGAIN, tmp_path) == "True"
 
 
