@@ -70,7 +70,8 @@ class Habits(NamedTuple):
 class Moments(NamedTuple):
     """What is known of each reduced set, with the reduced axes kept at length 1, in the accumulation dtype.
 
-    The mean is ``mean + residue``: the first is the mean rounded to the dtype, the second what that rounding took.
+    The mean is ``mean + residue``: the first is the mean rounded to the dtype, the second what that rounding took; or the
+    first is one of the values, and the second how far the mean is from it.
     """
 
     mean: Array | None
@@ -241,8 +242,7 @@ def _in_one_pass(xp, plan: Plan, x: Array, habits: Habits, count: Array | int) -
     of ``mean(s)² / (n - 1)`` at least, so that the difference keeps its digits up to many millions of elements; of a
     constant set all is exact.
     """
-    divisor = at_least_one(xp, count)
-    share = 1 / (divisor if is_number(divisor) else xp.astype(divisor, xp.float64))
+    share = 1 / at_least_one(xp, count)
 
     def average(values):
         return xp.sum(values, axis=plan.axes, keepdims=True) * share
@@ -252,9 +252,8 @@ def _in_one_pass(xp, plan: Plan, x: Array, habits: Habits, count: Array | int) -
         origin = _any_of(xp, plan, None, s)
         s = s - origin
         shift = average(s)
-        exact = origin + shift
-        mean = habits.stored_mean(xp.astype(exact, x.dtype))
-        residue = habits.stored_mean(xp.astype(exact - xp.astype(mean, xp.float64), x.dtype))
+        # In two steps from x: to the mean itself would take a third, by what its rounding took.
+        mean, residue = _any_of(xp, plan, None, x), habits.stored_mean(xp.astype(shift, x.dtype))
         d = x - mean - residue
     var = average(s * s)
     if plan.center:
