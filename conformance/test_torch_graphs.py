@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import normkit as nk
+from normkit.conformance import oracle
 from normkit.conformance.package import fresh
 
 torch = importlib.import_module("torch")
@@ -196,6 +198,33 @@ def test_a_changed_file_is_another(name, monkeypatch):
     before = digest()
     monkeypatch.setattr(Path, "read_bytes", lambda file: read(file) + b"#" * (file.name == name))
     assert digest() != before
+
+
+#: What 32 sets of 192 normal numbers are made into.
+SETS = {
+    "normal": lambda x: x,
+    "an offset": lambda x: x + 1e6,
+    "tiny": lambda x: x * 1e-30,
+    "huge": lambda x: x * 1e30,
+    "a first value far away": lambda x: np.where(np.arange(192) == 0, 1e3, x),
+    "a last value far away": lambda x: np.where(np.arange(192) == 191, 1e3, x),
+    "all alike but the first": lambda x: np.where(np.arange(192) == 0, 4.0, np.full_like(x, 3.1)),
+    "all alike but the last": lambda x: np.where(np.arange(192) == 191, 4.0, np.full_like(x, 3.1)),
+}
+
+
+@pytest.mark.parametrize("layer", ["layer_norm", "group_norm"])
+def test_small_graphs_keep_their_digits(layer):
+    """Within the 2 units of every plain path: in one pass, whichever value that starts from; in sums side by side."""
+    shape = {"layer_norm": (32, 192), "group_norm": (8, 16, 6, 8)}[layer]
+    options = {"layer_norm": {}, "group_norm": {"num_groups": 4}}[layer]
+    torch.compiler.reset()
+    call = torch.compile(lambda x: getattr(nk, layer)(x, **options), backend="aot_eager", fullgraph=True)
+    for name, made in SETS.items():
+        x = made(np.random.default_rng(0).standard_normal((32, 192))).astype("f4").reshape(shape)
+        wanted = oracle.forward(layer, {"x": x}, options)
+        off = np.abs(call(torch.tensor(x)).numpy() - wanted).max() / np.abs(wanted).max()
+        assert off <= 2 * 2.0**-23, (name, off * 2**23)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")

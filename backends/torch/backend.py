@@ -181,7 +181,15 @@ def _fused_habits(plan: Plan, x: torch.Tensor, habits: Habits) -> Habits:
     if n < ops.SMALLEST_STORED:
         return habits
     along = x.stride(-1) == 1 and len(plan.view) - 1 in plan.axes
+    if plan.trailing and x.is_contiguous() and _many_in_lanes(n, plan.count):
+        habits = habits._replace(lanes=ops.LANES)
     return habits._replace(stored=_stored, stored_mean=unchanged if along and n < ops.SMALLEST_MEAN else _stored)
+
+
+def _many_in_lanes(n: Any, count: Any) -> bool:
+    """Whether n numbers, ``count`` of them to a set, are known to be many sets of whole lanes."""
+    known = type(n) is int and type(count) is int
+    return known and count % ops.LANES == 0 and count > 8 * ops.LANES and n >= ops.LANES * count
 
 
 class _Normalize(torch.autograd.Function):

@@ -32,6 +32,8 @@ SMALLEST_GIVEN = 1 << 20
 SMALLEST_STORED = 1 << 11
 #: From so many one for each row's mean does.
 SMALLEST_MEAN = 1 << 13
+#: Of so many sets or more, each sum is taken in so many side by side.
+LANES = 16
 
 _library = torch.library.Library("normkit", "DEF")
 _library.define("kept(Tensor x) -> Tensor")

@@ -57,6 +57,9 @@ class Habits(NamedTuple):
     longest: int = 0
     #: Take all of float32's moments from float64 sums, in one pass: for a compiler that forms several sums in one loop.
     one_pass: bool = False
+    #: Then add the last axes' numbers in so many sums side by side, and those in pairs: for a compiler that is slow to
+    #: add up a vector.
+    lanes: int = 0
     #: How to choose between squares of ``d`` and squares of ``d`` times a power of two.
     rescue: Callable[[Plain, Rescued], tuple[Array, ...]] = rescue_always
     #: How to round to a narrower dtype, where a compiler leaves out a cast there and back.
@@ -70,8 +73,8 @@ class Habits(NamedTuple):
 class Moments(NamedTuple):
     """What is known of each reduced set, with the reduced axes kept at length 1, in the accumulation dtype.
 
-    The mean is ``mean + residue``: the first is the mean rounded to the dtype, the second what that rounding took; or the
-    first is one of the values, and the second how far the mean is from it.
+    The mean is ``mean + residue``: the first is the mean rounded to the dtype, the second what that rounding took; or
+    the first is one of the values, and the second how far the mean is from it.
     """
 
     mean: Array | None
@@ -245,6 +248,8 @@ def _in_one_pass(xp, plan: Plan, x: Array, habits: Habits, count: Array | int) -
     share = 1 / at_least_one(xp, count)
 
     def average(values):
+        if habits.lanes:
+            return _side_by_side(xp, values, plan.axes, habits.lanes) * share
         return xp.sum(values, axis=plan.axes, keepdims=True) * share
 
     d, s, mean, residue = x, xp.astype(x, xp.float64), None, None
@@ -262,6 +267,16 @@ def _in_one_pass(xp, plan: Plan, x: Array, habits: Habits, count: Array | int) -
     most = xp.full_like(var, _FLOAT32.most)
     var, rstd = (xp.astype(xp.minimum(a, most), x.dtype) for a in (var, rstd))
     return d, habits.stored(rstd), Moments(mean, residue, var, rstd, count)
+
+
+def _side_by_side(xp, values: Array, axes: tuple[int, ...], lanes: int) -> Array:
+    """The sum over the last axes, kept at length 1; ``lanes`` is a power of two that divides their number."""
+    kept = values.shape[: -len(axes)]
+    values = xp.sum(xp.reshape(values, (*kept, -1, lanes)), axis=-2)
+    while lanes > 1:
+        lanes //= 2
+        values = values[..., :lanes] + values[..., lanes:]
+    return xp.reshape(values, (*kept, *(1 for _ in axes)))
 
 
 def is_number(count: Array | int) -> bool:
