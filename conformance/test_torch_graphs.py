@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 from pathlib import Path
 
@@ -79,6 +80,21 @@ def test_the_first_call_of_a_program_may_be_compiled(masked, tmp_path):
     assert fresh.run(COLD.format(masked=masked), tmp_path) == f"1 {not masked}"
 
 
+LATE = """
+import torch, normkit as nk
+torch.compile(lambda x: nk.layer_norm(x), backend="eager")(torch.ones(3, 4))
+import normkit.torch
+layer = normkit.torch.BatchNorm1d(4)
+torch.compile(layer, backend="eager", fullgraph=True)(torch.randn(3, 4))
+print(int(layer.num_batches_tracked))
+"""
+
+
+def test_layers_may_be_loaded_after_a_function_was_compiled(tmp_path):
+    """What torch.compile is to read of them, it is told then."""
+    assert fresh.run(LATE, tmp_path) == "1"
+
+
 def test_statistics_leave_the_graph():
     x, seen = _arrays()[0], Seen()
     stats = torch.compile(lambda x: nk.batch_norm_train(x, axis=1)[1], backend=seen, fullgraph=True)(x)
@@ -86,6 +102,17 @@ def test_statistics_leave_the_graph():
     assert isinstance(stats, nk.BatchStats) and stats.count == wanted.count == 15
     torch.testing.assert_close(stats[:2], wanted[:2], rtol=1e-6, atol=1e-6)
     assert seen.graphs == [["normkit.call.default"]]
+
+
+def test_a_batch_norm_layer_is_two_operators():
+    """Its statistics are merged by the second, as without a compiler."""
+    (x, *_), seen, eager = _arrays(), Seen(), layers.BatchNorm1d(4, momentum=None)
+    layer = copy.deepcopy(eager)
+    compiled = torch.compile(layer, backend=seen, fullgraph=True)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), eager(x), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(layer.state_dict(), eager.state_dict(), rtol=1e-6, atol=1e-6)
+    assert seen.graphs == [["normkit.call.default", "normkit.count.default"]] and int(layer.num_batches_tracked) == 2
 
 
 def test_numbers_may_be_symbols():
@@ -171,25 +198,34 @@ def test_a_program_on_disk_is_of_these_files(monkeypatch):
 
 
 CHECKED = """
-import torch, normkit as nk
+import torch, normkit as nk, normkit.torch
 from torch._dynamo.eval_frame import _debug_get_cache_entry_list as entries
 
-def ours(x, w):
-    return nk.layer_norm(x, w)
+our_layer, their_layer = normkit.torch.BatchNorm1d(4), torch.nn.BatchNorm1d(4)
 
 def theirs(x, w):
     return torch.nn.functional.layer_norm(x, (4,), w)
 
-for f in theirs, ours:
+def ours(x, w):
+    return nk.layer_norm(x, w)
+
+def their_module(x, w):
+    return their_layer(x)
+
+def our_module(x, w):
+    return our_layer(x)
+
+for f in theirs, ours, their_module, our_module:
     torch.compile(f, backend="eager")(torch.ones(3, 4), torch.ones(4))
     print(str(entries(f.__code__)[0].guard_manager).count("+-"), end=" ")
 """
 
 
-def test_a_graph_checks_little_more_than_with_a_function_of_torch(tmp_path):
-    """Defaults, the kernels' mode and the way from the function to the operator: it was 88 of them, and torch's 35."""
-    theirs, ours = map(int, fresh.run(CHECKED, tmp_path).split())
+def test_a_graph_checks_little_more_than_with_what_is_torchs(tmp_path):
+    """Defaults, settings, the kernels' mode and the way to the operator: it was 88 for a function, 180 for a layer."""
+    theirs, ours, their_module, our_module = map(int, fresh.run(CHECKED, tmp_path).split())
     assert 20 < ours <= theirs + 25
+    assert 40 < our_module <= their_module + 70
 
 
 @pytest.mark.parametrize("name", ["backend.py", "ops.py", "moments.py", "plan.py"])

@@ -40,6 +40,25 @@ def _digest() -> str:
     return hashlib.sha256(b"".join(files)).hexdigest()
 
 
+#: Functions that torch.compile meets, and what makes a short form of each.
+_others: dict[Callable, Callable[[], Callable]] = {}
+
+
+def shortened(made: Callable[[Callable], Callable]) -> Callable[[Callable], Callable]:
+    """Mark a function of which torch.compile is to read another form: what ``made`` returns, called with the function.
+
+    All that the other form uses is to be in its closure: there it is not checked again.
+    """
+
+    def mark(original: Callable) -> Callable:
+        _others[original] = functools.partial(made, original)
+        if _substitute.cache_info().currsize:
+            torch.compiler.substitute_in_graph(original)(_others[original]())
+        return original
+
+    return mark
+
+
 def start_again() -> None:
     """Have torch.compile, where it is reading, read anew: it has met much that it would check before each call."""
     if torch._guards.TracingContext.try_get() is not None:
@@ -68,6 +87,8 @@ def _substitute() -> None:
     call, Tensor = torch.ops.normkit.call.default, torch.Tensor
     short = _short(call, Tensor, label, kernels.current, BatchStats, isinstance, type, int, float, tuple)
     torch.compiler.substitute_in_graph(_calls.at_once)(short)
+    for original, made in _others.items():
+        torch.compiler.substitute_in_graph(original)(made())
 
 
 def _short(call, Tensor, label, current, BatchStats, isinstance, type, int, float, tuple):

@@ -18,7 +18,7 @@ from normkit._dispatch import backend_of
 from normkit._layer import call
 from normkit._policies import SETTINGS, USUAL, Policed, batch_norm, with_settings
 from normkit.backends.torch.ops import kept
-from normkit.backends.torch.statistics import count_batch, count_instances, count_once
+from normkit.backends.torch.statistics import count_batch, count_by, count_instances, count_once
 from normkit.core.normalize import BatchStats
 
 __all__ = [
@@ -116,10 +116,13 @@ class BatchNormForward(PolicedModule):
                 f"{input.shape[1]} at dim 1."
             )
         by_batch = self.training or mean is None or var is None
-        policies, updated = self._policies, self.training and self.track_running_stats
+        # Looked up where its own are: torch.compile would check each class before the one that has the usual ones.
+        policies, updated = self.__dict__.get("_policies", USUAL), self.training and self.track_running_stats
+        refused = True
         if policies is not USUAL:
             by_batch, updated = self._modes(by_batch)
-        if by_batch and policies.single_value == "raise" and input.shape[0] * math.prod(input.shape[2:]) == 1:
+            refused = policies.single_value == "raise"
+        if by_batch and refused and input.numel() == input.shape[1] != 0:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {input.shape}: use a larger "
                 f"batch, or eval()."
@@ -139,11 +142,15 @@ class BatchNormForward(PolicedModule):
         else:
             return functional.batch_norm(input, mean, var, weight, bias, eps=self.eps)
         if updated and stats is not None:
-            count_batch(self, stats, self._unbiased, policies)
+            if policies is USUAL:
+                count_batch(self, stats, self._unbiased)
+            else:
+                count_by(policies, self, stats, self._unbiased)
         return y
 
     def _by_batch(self: Any, input: Tensor) -> tuple[Tensor, BatchStats]:
-        refused = "raise" if self._policies.single_value == "raise" else "zero"
+        policies = self.__dict__.get("_policies", USUAL)
+        refused = "raise" if policies is USUAL or policies.single_value == "raise" else "zero"
         return functional.batch_norm_train(input, self.weight, self.bias, eps=self.eps, single_value=refused)
 
 

@@ -39,6 +39,11 @@ _library = torch.library.Library("normkit", "DEF")
 _library.define("kept(Tensor x) -> Tensor")
 # A whole call, as a graph first has it; it is never run, for it is made of what follows.
 _library.define(f"call(Tensor x, {_PARAMETERS}, str label, SymInt[] axes, Scalar[] numbers) -> Tensor[]")
+# A batch's statistics, merged into a layer's buffers; made of other operations in the same way.
+_library.define(
+    "count(Tensor(a!) mean, Tensor(b!) var, Tensor(c!)? seen, Tensor batch_mean, Tensor batch_var, SymInt count, "
+    "float? momentum, bool unbiased, str label) -> ()"
+)
 # What a user calls, differentiable; and what becomes of it in a graph. The latter run without Python where PyTorch lets
 # an extension in, and hand what is not plain memory to the last two.
 _library.define(f"normalize(Tensor x, {_PARAMETERS}, {_CALL}) -> (Tensor y, Tensor stats)")
@@ -202,6 +207,11 @@ def _normalize(*arguments):
 def implement_call(call: Callable[..., list[torch.Tensor]]) -> None:
     """Say what a whole call is made of, which the backend knows."""
     _library.impl("call", call, "CompositeImplicitAutograd")
+
+
+def implement_count(count: Callable[..., None]) -> None:
+    """Say what becomes of statistics, which the layers know."""
+    _library.impl("count", count, "CompositeImplicitAutograd")
 
 
 _library.impl("normalize", _normalize, "CompositeImplicitAutograd")

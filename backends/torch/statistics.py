@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from normkit import functional
 from normkit._policies import USUAL, Policies, merged
+from normkit.backends.torch import graphs, ops
 from normkit.backends.torch.backend import BACKEND
 from normkit.core import running
 from normkit.core.normalize import BatchStats
@@ -47,23 +48,72 @@ def _repeated() -> bool:
     return not torch.compiler.is_compiling() and _once > 0 and torch._C._current_graph_task_id() != -1
 
 
-def count_batch(layer: Any, stats: BatchStats, unbiased: bool = True, policies: Policies = USUAL) -> None:
-    """Merge the statistics of a batch into the buffers of a batch norm layer; one without elements does not count."""
-    seen = layer.num_batches_tracked
-    if _repeated():
-        return
-    if policies is not USUAL:
-        if layer.running_mean is not None and (seen is not None or layer.momentum is not None):
-            after = _merged(layer, stats, 0 if seen is None else seen, layer.momentum, unbiased, policies)
-            if seen is not None:
-                seen.copy_(torch.as_tensor(after))
-        return
-    if _empty(stats):
-        return
+def _empty(stats: BatchStats) -> bool:
+    return stats.count == 0
+
+
+def _merge(
+    mean: Tensor | None,
+    var: Tensor | None,
+    seen: Tensor | None,
+    batch_mean: Tensor,
+    batch_var: Tensor,
+    count: Any,
+    momentum: float | None,
+    unbiased: bool,
+) -> None:
+    """Into a layer's buffers: those that it has, and of means and variances no unweighted ones without a count."""
     if seen is not None:
         seen.add_(1)
-    if layer.running_mean is not None and (seen is not None or layer.momentum is not None):
-        _merge(layer, stats, 0 if seen is None else seen - 1, layer.momentum, unbiased)
+    if mean is None or var is None or (seen is None and momentum is None):
+        return
+    before, keep = 0 if seen is None else seen - 1, None if momentum is None else 1 - momentum
+    stats = BatchStats(batch_mean, batch_var, count)
+    with torch.no_grad():
+        new_mean, new_var, _ = running.update(xp, mean, var, before, stats, keep, unbiased)
+        mean.copy_(new_mean)
+        var.copy_(new_var)
+
+
+def _count(*arguments_and_label: Any) -> None:
+    _merge(*arguments_and_label[:-1])
+
+
+ops.implement_count(_count)
+
+
+def _counted_in_graphs(count_batch: Callable) -> Callable:
+    """What torch.compile reads of it: one operator."""
+    count, label, merge = torch.ops.normkit.count.default, graphs.label, _merge
+
+    def short(layer, stats, unbiased=True):
+        name = label(count_batch, "")
+        held = layer.running_mean, layer.running_var, layer.num_batches_tracked
+        if stats.count == 0:
+            return
+        batch = stats.mean, stats.var, stats.count
+        if name is None or held[0] is None:
+            merge(*held, *batch, layer.momentum, unbiased)
+        else:
+            count(*held, *batch, layer.momentum, unbiased, name)
+
+    return short
+
+
+@graphs.shortened(_counted_in_graphs)
+def count_batch(layer: Any, stats: BatchStats, unbiased: bool = True) -> None:
+    """Merge the statistics of a batch into the buffers of a batch norm layer; one without elements does not count."""
+    if not _repeated() and not _empty(stats):
+        _merge(layer.running_mean, layer.running_var, layer.num_batches_tracked, *stats, layer.momentum, unbiased)
+
+
+def count_by(policies: Policies, layer: Any, stats: BatchStats, unbiased: bool = True) -> None:
+    """The same, as the policies have it."""
+    seen = layer.num_batches_tracked
+    if not _repeated() and layer.running_mean is not None and (seen is not None or layer.momentum is not None):
+        after = _merged(layer, stats, 0 if seen is None else seen, layer.momentum, unbiased, policies)
+        if seen is not None:
+            seen.copy_(torch.as_tensor(after))
 
 
 def count_instances(layer: Any, input: Tensor, policies: Policies = USUAL) -> None:
@@ -85,19 +135,7 @@ def count_instances(layer: Any, input: Tensor, policies: Policies = USUAL) -> No
         if policies is not USUAL:
             _merged(layer, BatchStats(mean, var, stats.count), 0, layer.momentum, True, policies)
         elif not _empty(stats):
-            _merge(layer, BatchStats(mean, var, stats.count), 0, layer.momentum)
-
-
-def _empty(stats: BatchStats) -> bool:
-    return stats.count == 0
-
-
-@torch.no_grad()
-def _merge(layer: Any, stats: BatchStats, before: Tensor | int, momentum: float | None, unbiased: bool = True) -> None:
-    keep = None if momentum is None else 1 - momentum
-    mean, var, _ = running.update(xp, layer.running_mean, layer.running_var, before, stats, keep, unbiased)
-    layer.running_mean.copy_(mean)
-    layer.running_var.copy_(var)
+            _merge(layer.running_mean, layer.running_var, None, mean, var, stats.count, layer.momentum, True)
 
 
 @torch.no_grad()
