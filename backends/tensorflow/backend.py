@@ -68,9 +68,11 @@ class TensorflowBackend(ArrayBackend):
         return a.dtype in _FLOATING and a.shape.as_list() == list(shape)
 
     def least(self, x: Array) -> float:
-        if isinstance(x, tf.Variable) and tf.executing_eagerly():
+        if type(x) is not EagerTensor:
+            if not (isinstance(x, tf.Variable) and tf.executing_eagerly()):
+                return 0.0
             x = tf.convert_to_tensor(x)
-        if type(x) is not EagerTensor or not _on_host(x) or kernels.negative(x) is False:
+        if kernels.negative(x) is False or not _on_host(x):
             return 0.0
         return min(float(x.numpy().astype("f8", copy=False).min()), 0.0)
 
