@@ -2,6 +2,15 @@
 
 from typing import TYPE_CHECKING
 
+try:
+    from . import backends as _backends  # noqa: F401
+except ImportError as error:
+    if error.name != __name__:
+        raise
+    raise ImportError(
+        f"normkit is imported from {__path__[0]}, its source tree, which lacks what installation puts there: run "
+        f"Python in another folder, or install with pip install -e."
+    ) from None
 from ._vjp import vjp
 from .core.normalize import BatchStats
 from .functional import batch_norm, batch_norm_train, group_norm, instance_norm, layer_norm, rms_norm

@@ -3,7 +3,9 @@
 import ast
 import inspect
 import re
+import shutil
 from importlib import metadata, resources
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,9 @@ FRAMEWORKS = {
 NORMS = ("batch_norm", "batch_norm_train", "group_norm", "instance_norm", "layer_norm", "rms_norm")
 LAYERS = ("BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm")
 
+#: What installation puts beside the modules.
+PARTS = {"backends", "bench", "conformance"}
+
 LOADED = f"""
 import sys
 parts = [name.split(".") for name in sys.modules]
@@ -30,6 +35,24 @@ def test_all_names_exist_once_and_in_order():
     assert len(set(normkit.__all__)) == len(normkit.__all__)
     assert list(normkit.__all__) == sorted(normkit.__all__)
     assert all(getattr(normkit, name) is not None for name in normkit.__all__)
+
+
+SOURCE_TREE = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "_editable" not in type(finder).__module__]
+sys.path.insert(0, {folder!r})
+try:
+    import normkit
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_a_source_tree_says_what_it_is(tmp_path):
+    """Python that is started in a checkout finds it before what is installed."""
+    shutil.copytree(Path(normkit.__file__).parent, tmp_path / "normkit", ignore=lambda *_: PARTS)
+    said = fresh.run(SOURCE_TREE.format(folder=str(tmp_path)), tmp_path)
+    assert said.startswith(f"normkit is imported from {tmp_path / 'normkit'}, its source tree") and said.endswith("-e.")
 
 
 def test_completion_shows_what_is_public():
