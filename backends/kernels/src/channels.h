@@ -32,7 +32,9 @@ struct Shares {
     const i64 row = a.channels * a.inner;
     joined = forward && !a.given() && a.xtype != BF16 && a.inner < kShort && row >= 4 * kWidth && a.outer >= 32;
     if (joined) {
-      block = ceil_div(a.channels, ceil_div(row, kWidth)), blocks = ceil_div(a.channels, block);
+      block = ceil_div(a.channels, ceil_div(row, kWidth));
+      if (block > 16) block = block / 16 * 16;  // so that blocks begin where vectors do
+      blocks = ceil_div(a.channels, block);
       range = chunks.count, ranges = 1;
       return;
     }
@@ -147,8 +149,10 @@ template <class T> struct Joined {
       : job(job), first(first), end(end), inner(job.a.inner), width((end - first) * inner) {}
 
   template <class F> void fill(A *table, const F &of_channel) const {
-    for (i64 c = first; c < end; ++c)
-      for (i64 i = 0; i < inner; ++i) table[(c - first) * inner + i] = of_channel(c);
+    for (i64 c = first; c < end; ++c) {
+      const A value = of_channel(c);
+      for (i64 i = 0; i < inner; ++i) table[(c - first) * inner + i] = value;
+    }
   }
   // f(place) for each vector, and f(place, repeated) where the last one repeats so many places.
   template <class F> void each(const F &f) const {
@@ -189,7 +193,7 @@ template <class T> struct Joined {
       add(o, least(outer, o + kSamples));
       for (i64 c = first; c < end; ++c) {
         Spread &sums = out[c * count];
-        for (i64 i = (c - first) * inner; i < (c - first + 1) * inner; ++i) sums.mean += scale[i], sums.m2 += shift[i];
+        sums.mean += sum_of(scale + (c - first) * inner, inner), sums.m2 += sum_of(shift + (c - first) * inner, inner);
       }
     }
     for (i64 c = first; c < end; ++c) {

@@ -112,7 +112,7 @@ template <class T> inline Acc<T> pivot_of(const T *x, i64 n) {
 // they meet a larger sum: where d has few bits, those of d² are no coin toss (squares end in 0, 1 or 4 modulo 8), and their
 // roundings against a sum of a hundred would all lean the same way. What is read next is so many elements `ahead`, if any.
 template <class T, bool center>
-inline void add_run(const T *x, i64 n, Acc<T> pivot, Vec<Acc<T>> &s, Vec<Acc<T>> &q, i64 ahead = 0) {
+__attribute__((always_inline)) inline void add_run(const T *x, i64 n, Acc<T> pivot, Vec<Acc<T>> &s, Vec<Acc<T>> &q, i64 ahead = 0) {
   using A = Acc<T>;
   using V = Vec<A>;
   constexpr int W = kLanes<A>;

@@ -74,13 +74,13 @@ inline void forward_row(const Args &a, Along<Acc<T>> weight, Along<Acc<T>> bias,
 }
 
 // R short rows at once, weights along the row: what waits for a sum, a root or a quotient waits for those of all rows together,
-// and weights are loaded once for four rows.
-template <class T, bool center, int R>
+// and weights are loaded once for four rows. N is their length where it is known by now: loops of a few steps then are none.
+template <class T, bool center, int R, int N = 0>
 inline void forward_block(const Args &a, Along<Acc<T>> w, Along<Acc<T>> b, i64 row) {
   using A = Acc<T>;
   using V = Vec<A>;
   constexpr int W = kLanes<A>;
-  const i64 n = a.channels;
+  const i64 n = N ? N : a.channels;
   const double count = double(n), share = 1 / count;
   const T *x = (const T *)a.x + row * n;
   T *y = (T *)a.y + row * n;
@@ -167,6 +167,8 @@ inline void forward_rows(const Args &a, Along<Acc<T>> w, Along<Acc<T>> b, i64 ro
   const i64 n = a.channels;
   if (a.inner == 1 && a.groups == 1 && n >= kLanes<Acc<T>> && n <= 1024) {
     // As many rows as the first-level cache has room for.
+    for (; n == 64 && row + 16 <= end; row += 16) forward_block<T, center, 16, 64>(a, w, b, row);
+    for (; n == 128 && row + 16 <= end; row += 16) forward_block<T, center, 16, 128>(a, w, b, row);
     for (; n <= 256 && row + 16 <= end; row += 16) forward_block<T, center, 16>(a, w, b, row);
     for (; row + 4 <= end; row += 4) forward_block<T, center, 4>(a, w, b, row);
   }

@@ -264,6 +264,15 @@ template <class A> inline Four<A> load_four(const A *p) {
 }
 template <class A> inline void store_four(A *p, Four<A> v) { memcpy(p, &v, sizeof v); }
 template <class A, class V> inline Four<A> four(V v) { return __builtin_convertvector(v, Four<A>); }
+// The sum of n numbers, in double.
+template <class A> inline double sum_of(const A *p, i64 n) {
+  Four<double> s{};
+  i64 i = 0;
+  for (; i + 4 <= n; i += 4) s += four<double>(load_four(p + i));
+  double total = (s[0] + s[1]) + (s[2] + s[3]);
+  for (; i < n; ++i) total += p[i];
+  return total;
+}
 inline Four<double> root_of(Four<double> v) {
 #if defined(__AVX2__)
   return (Four<double>)_mm256_sqrt_pd((__m256d)v);
