@@ -36,8 +36,11 @@ class Backend(Protocol):
     def device(self, x: Array) -> Any:
         """Something that is equal for arrays that can be computed together."""
 
-    def suits(self, a: Array, shape: Shape, device: Any) -> bool:
-        """Whether ``a`` is floating, of this shape and on this device: three questions in one, as it is asked often."""
+    def suit(self, operands: Operands, shape: Shape, device: Any) -> bool:
+        """Whether parameters and statistics are, at a glance, this library's, floating, so shaped and on this device.
+
+        False asks for a closer look, which may find nothing amiss.
+        """
 
     def least(self, x: Array) -> float:
         """The smallest value if it is negative and looking costs nothing (values at hand, in host memory); else 0."""
@@ -100,8 +103,14 @@ class ArrayBackend:
     def device(self, x: Array) -> Any:
         return x.device if self._namespace is None else None
 
-    def suits(self, a: Array, shape: Shape, device: Any) -> bool:
-        return self.dtype(a) in FLOATING and self.shape(a) == shape and self.device(a) == device
+    def suit(self, operands: Operands, shape: Shape, device: Any) -> bool:
+        kind = type(operands.x)
+        for a in operands[1:5]:
+            if a is None:
+                continue
+            if type(a) is not kind or self.shape(a) != shape or self.dtype(a) not in FLOATING or self.device(a) != device:
+                return False
+        return True
 
     def least(self, x: Array) -> float:
         return 0.0

@@ -38,12 +38,11 @@ def companion(backend: Backend, x: Any, name: str, a: Any, shape: Shape, of: str
 
 def operands(backend: Backend, shape: Shape, given: Operands) -> Operands:
     """Parameters and statistics are x's companions; what they mostly are is looked at first, because it is quick."""
-    x, suits = given.x, backend.suits
-    device = backend.device(x)
-    for i in (1, 2, 3, 4):
-        a = given[i]
-        if a is not None and not (_by_type.get(type(a)) is backend and suits(a, shape, device)):
-            companion(backend, x, Operands._fields[i], a, shape)
+    x = given.x
+    if not backend.suit(given, shape, backend.device(x)):
+        for name, a in zip(Operands._fields[1:5], given[1:5], strict=True):
+            if a is not None:
+                companion(backend, x, name, a, shape)
     return given
 
 

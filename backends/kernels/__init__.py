@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,9 @@ ALL = Gradients(True, True, True, True, True)
 built = _kernels is not None
 _apply: Any = _kernels.apply if built else None
 _pull_back: Any = _kernels.pull_back if built else None
+
+#: Whether a value of an array in host memory is negative; ``None`` where the kernels cannot read it.
+negative: Callable[[Array], bool | None] = _kernels.negative if built else lambda x: None
 
 MODES = ("0", "1", "require")
 mode = os.environ.get("NORMKIT_KERNELS", "1")
@@ -276,11 +279,6 @@ def off() -> Iterator[None]:
         yield
     finally:
         mode = before
-
-
-def negative(x: Array) -> bool | None:
-    """Whether a value of an array in host memory is negative; ``None`` where the kernels cannot read it."""
-    return None if _kernels is None else _kernels.negative(x)
 
 
 def limit_threads(count: int) -> None:

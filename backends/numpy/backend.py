@@ -31,8 +31,11 @@ class NumpyBackend(ArrayBackend):
     def __init__(self) -> None:
         super().__init__(np)
 
-    def suits(self, a: Array, shape: Shape, device: Any) -> bool:
-        return a.shape == shape and self.dtype(a) in FLOATING
+    def suit(self, operands: Operands, shape: Shape, device: Any) -> bool:
+        for a in operands[1:5]:
+            if a is not None and not (type(a) is np.ndarray and a.shape == shape and self.dtype(a) in FLOATING):
+                return False
+        return True
 
     def least(self, x: Array) -> float:
         return 0.0 if kernels.negative(x) is False else min(float(x.astype("f8", copy=False).min()), 0.0)

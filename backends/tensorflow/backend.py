@@ -43,6 +43,7 @@ GRAPH = Habits(longest=64, rescue=rescue_by_cond)
 
 #: The type of tensors that have values; tf.Tensor is that of symbolic ones too.
 EagerTensor = tf.__internal__.EagerTensor
+_ARRAYS = (EagerTensor, tf.Tensor, tf.Variable)
 
 
 class TensorflowBackend(ArrayBackend):
@@ -64,8 +65,14 @@ class TensorflowBackend(ArrayBackend):
             name = self._dtype_names[id(dtype)] = dtype.name
         return name
 
-    def suits(self, a: Array, shape: Shape, device: Any) -> bool:
-        return a.dtype in _FLOATING and a.shape.as_list() == list(shape)
+    def suit(self, operands: Operands, shape: Shape, device: Any) -> bool:
+        sizes = [*shape]
+        for a in operands[1:5]:
+            if a is None:
+                continue
+            if not isinstance(a, _ARRAYS) or a.dtype not in _FLOATING or a.shape.as_list() != sizes:
+                return False
+        return True
 
     def least(self, x: Array) -> float:
         if type(x) is not EagerTensor:

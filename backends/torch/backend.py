@@ -55,8 +55,13 @@ class TorchBackend(ArrayBackend):
     def device(self, x: Array) -> torch.device:
         return x.device
 
-    def suits(self, a: Array, shape: Shape, device: Any) -> bool:
-        return a.shape == shape and a.dtype in _FLOATING and a.device == device
+    def suit(self, operands: Operands, shape: Shape, device: Any) -> bool:
+        for a in operands[1:5]:
+            if a is None:
+                continue
+            if not isinstance(a, torch.Tensor) or a.shape != shape or a.dtype not in _FLOATING or a.device != device:
+                return False
+        return True
 
     def least(self, x: Array) -> float:
         if not self.at_hand(x) or (kernels.negative(x) is False and not x.is_neg()):
@@ -267,8 +272,7 @@ def _call(x, weight, bias, mean, var, label, axes, numbers):
         plan = getattr(_calls, label.partition(" ")[0])(tuple(x.shape), axis, *numbers)
     except (TypeError, ValueError):
         return []
-    shape = plan.param_shape
-    if x.dtype not in _FLOATING or not all(a is None or BACKEND.suits(a, shape, x.device) for a in given[1:]):
+    if x.dtype not in _FLOATING or not BACKEND.suit(given, plan.param_shape, x.device):
         return []
     if ops.serves(plan, given):
         y, stats = ops.apply(plan, given)
