@@ -128,7 +128,7 @@ void one(std::mt19937 &random, const Table &table, int kind, int type, int64_t o
 
 void sweep(const Table &table, unsigned seed, int rounds) {
   std::mt19937 random(seed);
-  const int64_t sizes[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65};
+  const int64_t sizes[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65, 128};
   const auto size = [&] { return sizes[random() % (sizeof sizes / sizeof *sizes)]; };
   for (int round = 0; round < rounds; ++round) {
     const int kind = int(random() % 3), type = int(random() % 4);
@@ -136,7 +136,10 @@ void sweep(const Table &table, unsigned seed, int rounds) {
     if (groups < 1) groups = 1;
     if (random() % 8 == 0) (random() % 2 ? inner : channels) = 4090 + int64_t(random() % 300), outer = outer % 4 + 1, groups = 1;
     if (kind == COLUMNS && random() % 4 == 0) outer = channels = 1, groups = 200 + int64_t(random() % 900), inner = 1 + inner % 256;
-    if (outer * groups * channels * inner > (1 << 18)) continue;
+    if (kind == CHANNELS && random() % 8 == 0) {
+      outer = 32 + int64_t(random() % 3), inner = 30 + int64_t(random() % 90), channels = 8192 / inner + 1 + int64_t(random() % 20);
+    }
+    if (outer * groups * channels * inner > (1 << 19)) continue;
     one(random, table, kind, type, outer, groups, channels, inner);
   }
 }

@@ -22,17 +22,11 @@ template <class T> bool may_stream(const Args &a, Kind kind) {
 
 template <Kind kind, template <class> class Call> bool typed(const Args &a) {
   Args args = a;
-  const auto call = [&](auto t) {
+  return with_type(a.xtype, [&](auto t) {
     using T = decltype(t);
     args.stream = may_stream<T>(args, kind);
     return Call<T>::call(args);
-  };
-  switch (a.xtype) {
-    case F32: return call(float{});
-    case F64: return call(double{});
-    case F16: return call(half{});
-    default: return call(bfloat{});
-  }
+  });
 }
 
 #define NORMKIT_KERNEL(name) \

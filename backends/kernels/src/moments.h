@@ -40,22 +40,26 @@ class Scratch {
   int count_ = 0;
 };
 
+// f(a value of that type): what is done for many elements asks once.
+template <class F> inline auto with_type(int type, const F &f) {
+  switch (type) {
+    case F32: return f(float{});
+    case F64: return f(double{});
+    case F16: return f(half{});
+    default: return f(bfloat{});
+  }
+}
 inline double get_any(const void *p, int type, i64 i) {
-  switch (type) {
-    case F32: return get((const float *)p + i);
-    case F64: return get((const double *)p + i);
-    case F16: return get((const half *)p + i);
-    default: return get((const bfloat *)p + i);
-  }
+  return with_type(type, [=](auto t) { return double(get((const decltype(t) *)p + i)); });
 }
-inline void put_any(void *p, int type, i64 i, double value) {
-  switch (type) {
-    case F32: put((float *)p + i, float(value)); break;
-    case F64: put((double *)p + i, value); break;
-    case F16: put((half *)p + i, float(value)); break;
-    default: put((bfloat *)p + i, float(value));
-  }
+// Writes n numbers to p[first] and what follows.
+inline void put_all(void *p, int type, i64 first, const double *values, i64 n) {
+  with_type(type, [=](auto t) {
+    using T = decltype(t);
+    for (i64 i = 0; i < n; ++i) put((T *)p + first + i, Acc<T>(values[i]));
+  });
 }
+inline void put_any(void *p, int type, i64 i, double value) { put_all(p, type, i, &value, 1); }
 
 // A parameter in the accumulation type: where it stands if it has that type already, else converted into scratch memory.
 // `clean` replaces NaNs, whose bits may be anything, by the standard one.
@@ -64,10 +68,16 @@ const A *param(Scratch &memory, const void *p, int type, i64 n, double otherwise
   if (p && offset == 0 && type == (sizeof(A) == 8 ? F64 : F32) && !clean) return static_cast<const A *>(p);
   A *copy = memory.take<A>(n);
   if (!copy) return nullptr;
-  for (i64 i = 0; i < n; ++i) {
-    const A value = (p ? A(get_any(p, type, i)) : A(otherwise)) + A(p ? offset : 0);
-    copy[i] = value == value ? value : A(__builtin_nan(""));
+  if (!p) {
+    for (i64 i = 0; i < n; ++i) copy[i] = A(otherwise);
+    return copy;
   }
+  with_type(type, [=](auto t) {
+    for (i64 i = 0; i < n; ++i) {
+      const A value = A(get((const decltype(t) *)p + i)) + A(offset);
+      copy[i] = value == value ? value : A(__builtin_nan(""));
+    }
+  });
   return copy;
 }
 

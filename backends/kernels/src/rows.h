@@ -315,7 +315,7 @@ template <class X> inline void reduce(const Args &a, void *out, int type, const 
     const i64 first = task * kBlock, size = least(kBlock, n - first);
     for (i64 t = 0; t < count; ++t)
       for (i64 i = 0; i < size; ++i) total[i] += parts[t * stride + first + i];
-    for (i64 i = 0; i < size; ++i) put_any(out, type, first + i, total[i]);
+    put_all(out, type, first, total, size);
   });
 }
 
