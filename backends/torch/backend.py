@@ -79,7 +79,7 @@ class TorchBackend(ArrayBackend):
             return None
         if torch.is_grad_enabled() and _wants_gradient(x, weight, bias, mean, var):
             done = kernels.at_once(plan, x, weight, bias, mean, var, True)
-            return done and Applied(_Fused.apply(done, plan, x, weight, bias, mean, var), None, done[2])
+            return done and Applied(_fused(done, plan, x, weight, bias, mean, var), None, done[2])
         return kernels.at_once(plan, x, weight, bias, mean, var)
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
@@ -90,7 +90,7 @@ class TorchBackend(ArrayBackend):
         recorded, traced = _recorded(operands), _traced(x)
         done = None if traced else kernels.apply(plan, operands, save=recorded)
         if done is not None:
-            return _Fused.apply(done, plan, *operands[:5]) if recorded else done.y, done.stats
+            return _fused(done, plan, *operands[:5]) if recorded else done.y, done.stats
         if not recorded or traced:
             return _plain(plan, operands)
         y, *stats = _Normalize.apply(plan, *operands)
@@ -258,6 +258,9 @@ class _Fused(torch.autograd.Function):
             return None, None, *vjp(xp, ctx.plan, operands, used, dy, needs=needs)
         return None, None, *kernels.vjp(ctx.plan, operands, packed, dy, needs)
 
+
+#: ``_Fused.apply`` without what it does for the transformations of torch.func, none of which is at work where kernels serve.
+_fused = super(torch.autograd.Function, _Fused).apply
 
 BACKEND = TorchBackend()
 # torch.compile follows the look-up of a type that is known, not the search for one that is not.
