@@ -108,7 +108,9 @@ class ArrayBackend:
         for a in operands[1:5]:
             if a is None:
                 continue
-            if type(a) is not kind or self.shape(a) != shape or self.dtype(a) not in FLOATING or self.device(a) != device:
+            if type(a) is not kind or self.device(a) != device:
+                return False
+            if self.shape(a) != shape or self.dtype(a) not in FLOATING:
                 return False
         return True
 

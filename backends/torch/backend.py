@@ -259,7 +259,7 @@ class _Fused(torch.autograd.Function):
         return None, None, *kernels.vjp(ctx.plan, operands, packed, dy, needs)
 
 
-#: ``_Fused.apply`` without what it does for the transformations of torch.func, none of which is at work where kernels serve.
+#: ``_Fused.apply`` without what it does for torch.func's transformations: where kernels serve, none is at work.
 _fused = super(torch.autograd.Function, _Fused).apply
 
 BACKEND = TorchBackend()
