@@ -200,6 +200,11 @@ LARGE = [
     ("layer_norm", (700, 257), {"axis": (-1,)}, False),
     ("layer_norm", (3, 100_001), {"axis": (-1,)}, False),
     ("rms_norm", (5000, 33), {"axis": (-1,), "weight_offset": 0.0}, False),
+    # Lengths that loops are compiled for.
+    ("layer_norm", (331, 64), {"axis": (-1,)}, False),
+    ("layer_norm", (331, 128), {"axis": (-1,)}, False),
+    ("rms_norm", (331, 64), {"axis": (-1,), "weight_offset": 0.0}, False),
+    ("rms_norm", (331, 128), {"axis": (-1,), "weight_offset": 0.0}, False),
     ("group_norm", (5, 24, 40, 41), {"axis": 1, "num_groups": 6}, False),
     ("group_norm", (5, 24, 40, 41), {"axis": 1, "num_groups": 6}, True),
     ("instance_norm", (2, 900, 40, 7), {"axis": 3}, False),

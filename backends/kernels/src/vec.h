@@ -264,6 +264,7 @@ template <class A> inline Four<A> load_four(const A *p) {
 }
 template <class A> inline void store_four(A *p, Four<A> v) { memcpy(p, &v, sizeof v); }
 template <class A, class V> inline Four<A> four(V v) { return __builtin_convertvector(v, Four<A>); }
+
 // The sum of n numbers, in double.
 template <class A> inline double sum_of(const A *p, i64 n) {
   Four<double> s{};
@@ -273,6 +274,7 @@ template <class A> inline double sum_of(const A *p, i64 n) {
   for (; i < n; ++i) total += p[i];
   return total;
 }
+
 inline Four<double> root_of(Four<double> v) {
 #if defined(__AVX2__)
   return (Four<double>)_mm256_sqrt_pd((__m256d)v);
