@@ -167,6 +167,17 @@ def test_short_runs_of_all_kinds_side_by_side(dtype):
     assert (other[:, left] == y[:, left]).all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [200, 6000])
+def test_columns_whose_sample_misleads(rows, dtype):
+    """The rows that pivots are taken from lie far from all others, in one column of three."""
+    options = {"axis": 1, "eps": 1e-5}
+    plan, arrays = make("batch_norm_train", (rows, 80), options, np.random.default_rng(8), dtype_of(dtype))
+    arrays["x"] = x = arrays["x"].copy()
+    x[: rows // 32 * 32 : rows // 32, ::3] += x.dtype.type(1e4)
+    judge("batch_norm_train", plan, arrays, options, dtype)
+
+
 def test_large_outputs_written_past_the_caches():
     # 24 MB: above the threshold for non-temporal stores on machines with up to 6 MB of second-level cache in use.
     for shift in (0, 4, 20):

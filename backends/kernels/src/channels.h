@@ -30,7 +30,7 @@ struct Shares {
   Shares(const Args &a, const Chunks &chunks, bool forward) {
     const i64 item = size_of(a.xtype), run = a.inner * item, bytes = a.outer * run;
     const i64 row = a.channels * a.inner;
-    joined = forward && !a.given() && a.xtype != BF16 && a.inner < kShort && row >= 4 * kWidth && a.outer >= 32;
+    joined = forward && a.xtype != BF16 && a.inner < kShort && row >= 4 * kWidth && a.outer >= 32;
     if (joined) {
       block = ceil_div(a.channels, ceil_div(row, kWidth));
       if (block > 16) block = block / 16 * 16;  // so that blocks begin where vectors do
@@ -115,12 +115,9 @@ template <class T> struct Channels {
       const i64 start = chunks.start(k), length = chunks.length(k);
       for (i64 o = chunks.first(k); o < chunks.last(k); ++o)
         for (i64 i = c; i < end; ++i) {
-          const T *p = x(o, i) + start, *next = p + ahead();
+          const T *p = x(o, i) + start;
           const Affine<A> f = affine[i];
-          const auto at = [=](auto tag, i64 j) { return (tag.at(p + j) - f.mean) * f.scale + f.shift; };
-          // With statistics of its own it has just been read.
-          if (a.given()) map(y(o, i) + start, length, a.stream, [=](auto tag, i64 j) { return fetch(next + j), at(tag, j); });
-          else map(y(o, i) + start, length, a.stream, at);
+          map(y(o, i) + start, length, a.stream, [=](auto tag, i64 j) { return (tag.at(p + j) - f.mean) * f.scale + f.shift; });
         }
     }
     if (a.stream) fence();
@@ -222,6 +219,25 @@ template <class T> struct Joined {
   }
 };
 
+// (x - mean) * scale + shift where nothing of x need be known before: in the order of memory.
+template <class T> inline void apply_given(const Channels<T> &job, const Affine<Acc<T>> *affine) {
+  const Args &a = job.a;
+  if (job.shares.joined)
+    return job.share(false, [&](i64 c, i64 end, i64, i64) { Joined<T>(job, c, end).apply(affine); });
+  const i64 pieces = job.chunks.pieces, all = a.outer * a.channels * pieces;
+  const i64 some = most(1, (i64(1) << 16) * pieces / a.inner);
+  parallel(a, ceil_div(all, some), [&](i64 task) {
+    for (i64 i = task * some; i < least(all, (task + 1) * some); ++i) {
+      const i64 run = i / pieces, start = i % pieces * kChunk;
+      const T *p = job.x(0, run) + start;
+      const Affine<Acc<T>> f = affine[run % a.channels];
+      map(job.y(0, run) + start, least(kChunk, a.inner - start), a.stream,
+          [=](auto tag, i64 j) { return (tag.at(p + j) - f.mean) * f.scale + f.shift; });
+    }
+    if (a.stream) fence();
+  });
+}
+
 template <class A> inline Moments<A> given_moments(const Args &a, i64 c) {
   Moments<A> m{};
   const A var = A(get_any(a.given_var, a.vtype, c));
@@ -259,10 +275,15 @@ template <class T> bool channels_forward(const Args &a) {
     save(a, c, m);
   };
   bool any = false;
-  if (a.given() || job.shares.ranges > 1) {
-    if (!a.given()) job.share(false, [&](i64 c, i64 end, i64 k, i64 kend) { job.spreads(c, end, k, kend, spreads); });
+  if (a.given()) {
     for (i64 c = 0; c < a.channels; ++c) settle(c);
-    job.share(!a.given(), [&](i64 c, i64 end, i64 k, i64 kend) { job.apply(c, end, k, kend, affine); });
+    apply_given(job, affine);
+    return true;
+  }
+  if (job.shares.ranges > 1) {
+    job.share(false, [&](i64 c, i64 end, i64 k, i64 kend) { job.spreads(c, end, k, kend, spreads); });
+    for (i64 c = 0; c < a.channels; ++c) settle(c);
+    job.share(true, [&](i64 c, i64 end, i64 k, i64 kend) { job.apply(c, end, k, kend, affine); });
   } else {
     job.share(false, [&](i64 c, i64 end, i64 k, i64 kend) {
       if (job.shares.joined) {
@@ -301,16 +322,33 @@ template <class T> bool channels_backward(const Args &a) {
   if (memory.failed) return false;
   for (i64 c = 0; c < a.channels; ++c) moments[c] = a.given() ? given_moments<A>(a, c) : saved<A>(a, c);
 
+  if (a.given() && !a.parameters()) {
+    if (!a.y) return true;
+    Affine<A> *affine = memory.take<Affine<A>>(a.channels);
+    if (memory.failed) return false;
+    for (i64 c = 0; c < a.channels; ++c) affine[c] = {0, moments[c].scale(get(w + c)), 0};
+    Args of_dy = a;
+    of_dy.x = a.dy;
+    apply_given(Channels<T>(of_dy, true), affine);
+    return true;
+  }
+  // With given statistics no sum is part of dx, which is written while dy is at hand.
   const auto gather = [&](i64 c, i64 end, i64 k, i64 kend) {
     for (; k < kend; ++k) {
       const i64 start = chunks.start(k), length = chunks.length(k);
       V s[Shares::kBlock], q[Shares::kBlock];
       for (i64 i = c; i < end; ++i) s[i - c] = q[i - c] = V{};
       for (i64 o = chunks.first(k); o < chunks.last(k); ++o)
-        for (i64 i = c; i < end; ++i)
-          project<T, true, false>(job.x(o, i) + start, job.dy(o, i) + start, {}, length, moments[i], s[i - c], q[i - c], job.ahead());
+        for (i64 i = c; i < end; ++i) {
+          const T *dy = job.dy(o, i) + start;
+          project<T, true, false>(job.x(o, i) + start, dy, {}, length, moments[i], s[i - c], q[i - c], job.ahead());
+          if (!a.given() || !a.y) continue;
+          const A scale = moments[i].scale(get(w + i));
+          map(job.y(o, i) + start, length, a.stream, [=](auto tag, i64 j) { return tag.at(dy + j) * scale; });
+        }
       for (i64 i = c; i < end; ++i) parts[i * chunks.count + k] = {sum(s[i - c]), sum(q[i - c])};
     }
+    if (a.given() && a.stream) fence();
   };
   const auto settle = [&](i64 c) {
     Sums all{};
@@ -322,10 +360,10 @@ template <class T> bool channels_backward(const Args &a) {
     if (a.dbias) put_any(a.dbias, a.btype, c, all.dy);
     if (a.dmean) put_any(a.dmean, a.mtype, c, -weight * rstd * all.dy);
     if (a.dvar) put_any(a.dvar, a.vtype, c, -0.5 * weight * rstd * rstd * all.dyx);
-    means[c] = a.given() ? Sums{} : Sums{all.dy / n, all.dyx / n};
+    means[c] = {all.dy / n, all.dyx / n};
   };
   const auto apply = [&](i64 c, i64 end, i64 k, i64 kend) {
-    if (!a.y) return;
+    if (a.given() || !a.y) return;
     for (; k < kend; ++k) {
       const i64 start = chunks.start(k), length = chunks.length(k);
       for (i64 o = chunks.first(k); o < chunks.last(k); ++o)
@@ -333,13 +371,9 @@ template <class T> bool channels_backward(const Args &a) {
           const T *x = job.x(o, i) + start, *dy = job.dy(o, i) + start;
           const Moments<A> m = moments[i];
           const A scale = m.scale(get(w + i)), mean = A(means[i].dy), slope = A(means[i].dyx);
-          if (a.given()) {
-            map(job.y(o, i) + start, length, a.stream, [=](auto tag, i64 j) { return tag.at(dy + j) * scale; });
-          } else {
-            map(job.y(o, i) + start, length, a.stream, [=](auto tag, i64 j) {
-              return ((tag.at(dy + j) - mean) - m(tag.at(x + j)) * slope) * scale;
-            });
-          }
+          map(job.y(o, i) + start, length, a.stream, [=](auto tag, i64 j) {
+            return ((tag.at(dy + j) - mean) - m(tag.at(x + j)) * slope) * scale;
+          });
         }
     }
     if (a.stream) fence();

@@ -12,8 +12,7 @@ template <class T> struct Columns {
   using A = Acc<T>;
   using V = Vec<A>;
   static constexpr int W = kLanes<A>;
-  static constexpr i64 kRows = 256;     // rows summed in A
-  static constexpr i64 kMerged = 1024;  // rows summed in double about one pivot
+  static constexpr i64 kRows = 256;  // rows summed in A; those sums are added up in double
 
   const Args &a;
   i64 channels, fold, width, vectors, slots, rows, block, blocks;
@@ -36,11 +35,31 @@ template <class T> struct Columns {
   i64 at(i64 vector) const { return vector + 1 < vectors ? vector * W : width - W; }
   i64 column(i64 slot) const { return at(slot / W) + slot % W; }
   bool fresh(i64 slot) const { return column(slot) == slot || column(slot) >= (vectors - 1) * W; }
+  i64 channel(i64 slot) const { return fold == 1 ? column(slot) : column(slot) % channels; }
+  // Whether each set is a single column.
+  bool alone() const { return a.channels == 1 && fold == 1 && rows; }
+  // Whether loads from several rows in turn hide from the processor what comes next in memory: where x may be out of the core's
+  // own caches, and rows are shorter than a page.
+  bool hidden() const { return a.size() * i64(sizeof(T)) >= (1 << 20) && width * i64(sizeof(T)) < 4096; }
+  // Then what is behind n rows is fetched in the order of memory while they are read: how far behind the first it is.
+  i64 ahead(i64 n) const { return n * width * i64(sizeof(T)) < 4096 ? 2 * n * width : n * width; }
   template <class X> X *row(X *base, i64 o, i64 r) const { return base + (o * a.inner) * channels + r * width; }
   const T *x(i64 o, i64 r) const { return row((const T *)a.x, o, r); }
   const T *dy(i64 o, i64 r) const { return row((const T *)a.dy, o, r); }
   T *y(i64 o, i64 r) const { return row((T *)a.y, o, r); }
 
+  // write(count, streamed) with rows [r, end): four at a time, so that tables are loaded less often, or one by one.
+  template <class F> void in_fours(i64 &r, i64 end, const F &write) const {
+    const auto all = [&](auto streamed) {
+      if (!hidden() || width * i64(sizeof(T)) < 512)
+        for (; r + 4 <= end; r += 4) write(std::integral_constant<int, 4>{}, streamed);
+      else
+        for (; r < end; ++r) write(std::integral_constant<int, 1>{}, streamed);
+    };
+    if (a.stream) all(std::true_type{});
+    else all(std::false_type{});
+    for (; r < end; ++r) write(std::integral_constant<int, 1>{}, std::false_type{});
+  }
   // f(sample, block, first row, end); the last block of a sample is the one that has the rest.
   template <class F> void share(bool backwards, const F &f) const {
     const i64 tasks = a.outer * blocks;
@@ -50,119 +69,121 @@ template <class T> struct Columns {
     });
   }
 
+  // f(block, first row, end) for one sample.
+  template <class F> void share_sample(const F &f) const {
+    parallel(a, blocks, [&](i64 k) { f(k, k * block, least(rows, (k + 1) * block)); });
+  }
+  // Batch norm of few rows: threads share out the channels, and each stays with its own until they are written.
+  bool few() const { return a.outer == 1 && alone() && rows <= kRows; }
+  // f(part of the columns): whole pairs of vectors, for streaming; the last has what is left over, for the last vector overlaps
+  // the one before.
+  template <class F> void share_columns(const F &f) const {
+    const i64 per = most(16, ceil_div(vectors, 16) * 2), tasks = most(1, vectors / per);
+    parallel(a, tasks, [&](i64 task) {
+      Columns part(*this);
+      part.from = task * per, part.to = task + 1 == tasks ? vectors : part.from + per;
+      f(part);
+    });
+  }
+  // The channels of the vectors taken.
+  i64 first() const { return from * W; }
+  i64 last() const { return to == vectors ? channels : to * W; }
+
   // For each channel its slots in a table over `slots`, or the same value for all rows of a wide row.
   void spread_out(const A *of_channel, A *table) const {
-    for (i64 s = 0; s < slots; ++s) table[s] = of_channel[column(s) % channels];
+    if (fold == 1)
+      for (i64 v = from; v < to; ++v) store(table + v * W, load(of_channel + at(v)));
+    else
+      for (i64 s = 0; s < slots; ++s) table[s] = of_channel[channel(s)];
   }
-  // Adds what each slot holds, in double, to its channel.
-  void collect(const double *table, double *of_channel) const {
-    for (i64 s = 0; s < slots; ++s)
-      if (fresh(s)) of_channel[column(s) % channels] += table[s];
+  // The sums of a sample's blocks, of two numbers for each slot that the vectors taken have.
+  void add_blocks(const double *parts, double *total) const {
+    for (i64 half = 0; half < 2; ++half) {
+      const i64 first = half * slots + from * W, n = (to - from) * W;
+      memcpy(total + first, parts + first, sizeof(double) * size_t(n));
+      for (i64 k = 1; k < blocks; ++k)
+        for (i64 i = first; i < first + n; ++i) total[i] += parts[k * 2 * slots + i];
+    }
   }
 };
 
-// Memory for one block of rows.
+// Memory for one block of rows: sums in A, and what they add up to in double.
 template <class A> struct ColumnWork {
-  A *pivot, *s, *q;
+  A *s, *q;
   double *ds, *dq;
 
-  static i64 size(i64 slots) { return slots * i64(3 * sizeof(A) + 2 * sizeof(double)); }
-  ColumnWork(char *p, i64 slots) {
-    ds = reinterpret_cast<double *>(p), dq = ds + slots;
-    pivot = reinterpret_cast<A *>(dq + slots), s = pivot + slots, q = s + slots;
-  }
+  ColumnWork(A *sums, double *totals, i64 slots) : s(sums), q(sums + slots), ds(totals), dq(totals + slots) {}
 };
 
-// Sums about the pivots of d and d² for rows [r, end), all slots: in A over kRows rows, those added up in double.
+// The sums of rows [r, end): add(count, fetched) adds eight at a time to those in A, and kRows of them are added up in double.
+template <class T, class F>
+inline void add_rows(const Columns<T> &job, i64 &r, i64 end, const ColumnWork<Acc<T>> &work, const F &add) {
+  const i64 first = job.from * kLanes<Acc<T>>, n = (job.to - job.from) * kLanes<Acc<T>>;
+  const auto zero = [&](auto *p) { memset(p + first, 0, sizeof *p * size_t(n)); };
+  const auto all = [&](auto fetched) {
+    zero(work.ds), zero(work.dq);
+    while (r < end) {
+      const i64 last = least(end, r + Columns<T>::kRows);
+      zero(work.s), zero(work.q);
+      for (; r + 8 <= last; r += 8) add(std::integral_constant<int, 8>{}, fetched);
+      for (; r < last; ++r) add(std::integral_constant<int, 1>{}, fetched);
+      for (i64 k = first; k < first + n; ++k) work.ds[k] += work.s[k], work.dq[k] += work.q[k];
+    }
+  };
+  if (job.hidden() && job.to - job.from == job.vectors) all(std::true_type{});
+  else all(std::false_type{});
+}
+
+// Sums about the pivots of d and d² for rows [r, end), all slots.
 template <class T>
-inline void column_sums(const Columns<T> &job, i64 o, i64 r, i64 end, const Acc<T> *pivot, Acc<T> *s, Acc<T> *q, double *ds,
-                        double *dq) {
+inline void column_sums(const Columns<T> &job, i64 o, i64 r, i64 end, const Acc<T> *pivot, const ColumnWork<Acc<T>> &work) {
   using A = Acc<T>;
   using V = Vec<A>;
   constexpr int W = kLanes<A>;
-  const auto add = [&](auto count) {
+  A *const s = work.s, *const q = work.q;
+  const auto add = [&](auto count, auto fetched) {
     constexpr int n = decltype(count)::value;
-    const T *x = job.x(o, r);
+    const T *x = job.x(o, r), *next = x + job.ahead(n);
     for (i64 v = job.from; v < job.to; ++v) {
       const i64 column = job.at(v);
       const V p = load(pivot + v * W);
       V vs{}, vq{};
       for (int k = 0; k < n; ++k) {
+        if constexpr (decltype(fetched)::value) fetch(next + (v * n + k) * W);
         const V d = load(x + k * job.width + column) - p;
         vs += d, vq += d * d;
       }
       store(s + v * W, load(s + v * W) + vs), store(q + v * W, load(q + v * W) + vq);
     }
   };
-  const i64 first = job.from * W, slots = (job.to - job.from) * W;
-  memset(ds + first, 0, sizeof(double) * size_t(slots));
-  memset(dq + first, 0, sizeof(double) * size_t(slots));
-  while (r < end) {
-    const i64 last = least(end, r + Columns<T>::kRows);
-    memset(s + first, 0, sizeof(A) * size_t(slots));
-    memset(q + first, 0, sizeof(A) * size_t(slots));
-    for (; r + 8 <= last; r += 8) add(std::integral_constant<int, 8>{});
-    for (; r < last; ++r) add(std::integral_constant<int, 1>{});
-    for (i64 k = first; k < first + slots; ++k) ds[k] += s[k], dq[k] += q[k];
-  }
+  add_rows(job, r, end, work, add);
 }
 
-// The same for rows [r, end), kMerged at most, about pivots that are near the means: they are moved there if they are not.
-template <class T>
-inline void near_sums(const Columns<T> &job, i64 o, i64 r, i64 end, const ColumnWork<Acc<T>> &work) {
-  using A = Acc<T>;
-  const auto [pivot, s, q, ds, dq] = work;
-  const i64 first = job.from * kLanes<A>, last = job.to * kLanes<A>;
-  const double n = double(end - r);
-  column_sums(job, o, r, end, pivot, s, q, ds, dq);
-  bool good = true;
-  for (i64 k = first; k < last; ++k) good &= near(n, ds[k], dq[k]);
-  if (good) return;
-  for (i64 k = first; k < last; ++k)
-    if (!near(n, ds[k], dq[k])) pivot[k] = A(double(pivot[k]) + ds[k] / n);
-  column_sums(job, o, r, end, pivot, s, q, ds, dq);
-}
-
-// Pivots for the columns: means over the first rows about the first.
+// Pivots for the columns: means, about the first row, over rows from all parts of the sample.
 template <class T> inline void column_pivots(const Columns<T> &job, i64 o, Acc<T> *pivot) {
   using A = Acc<T>;
   constexpr int W = kLanes<A>;
-  const i64 n = least(job.rows, 32);
+  const i64 n = least(job.rows, 32), step = n ? job.rows / n : 0;
   for (i64 v = job.from; v < job.to; ++v) {
     const T *x = job.x(o, 0) + job.at(v);
     const Vec<A> first = load(x);
     Vec<A> sum{};
-    for (i64 r = 1; r < n; ++r) sum += load(x + r * job.width) - first;
+    for (i64 r = 1; r < n; ++r) sum += load(x + r * step * job.width) - first;
     store(pivot + v * W, first + sum / A(n));
   }
 }
 
-// The spread of each channel over rows [r, end) of a sample, about base[channel].
-template <class T>
-inline void column_spreads(const Columns<T> &job, i64 o, i64 r, i64 end, bool with_rest, const Acc<T> *base,
-                           const ColumnWork<Acc<T>> &work, Spread *slot_spread, Spread *out) {
-  using A = Acc<T>;
-  const auto [pivot, s, q, ds, dq] = work;
-  for (i64 c = 0; c < job.channels; ++c) out[c] = Spread{};
-  if (job.rows) column_pivots(job, o, pivot);
-  for (i64 k = 0; k < job.slots; ++k) slot_spread[k] = Spread{};
-  for (; r < end; r += Columns<T>::kMerged) {
-    const i64 last = least(end, r + Columns<T>::kMerged);
-    const double n = double(last - r);
-    near_sums(job, o, r, last, work);
-    for (i64 k = 0; k < job.slots; ++k) {
-      const double shift = double(pivot[k]) - double(base[job.column(k) % job.channels]);
-      slot_spread[k].merge(n, shift + ds[k] / n, centred(n, ds[k], dq[k]));
-    }
-  }
-  for (i64 k = 0; k < job.slots; ++k)
-    if (job.fresh(k)) out[job.column(k) % job.channels].merge(slot_spread[k]);
-  if (!with_rest) return;
-  const T *x = job.x(o, job.rows);
-  for (i64 i = 0; i < job.rest * job.channels; ++i) {
-    const i64 c = i % job.channels;
-    out[c].merge(1, double(get(x + i)) - double(base[c]), 0);
-  }
+// Moves pivots that are not near the means of all rows there, and leaves in the job the vectors that have such; whether any has.
+// Half the mean square costs one bit of the variance, and a pivot over 32 random rows is farther off once in 10⁷ times.
+template <class T> inline bool move_pivots(Columns<T> &job, const double *ds, const double *dq, Acc<T> *pivot) {
+  constexpr int W = kLanes<Acc<T>>;
+  const double n = double(job.rows);
+  i64 from = job.to, to = job.from;
+  for (i64 v = job.from; v < job.to; ++v)
+    for (i64 k = v * W; k < (v + 1) * W; ++k)
+      if (!near(n, ds[k], dq[k], 0.5)) pivot[k] = Acc<T>(double(pivot[k]) + ds[k] / n), from = least(from, v), to = v + 1;
+  job.from = from, job.to = most(from, to);
+  return from < to;
 }
 
 // (x - mean) * scale + shift, for every slot or channel.
@@ -196,11 +217,7 @@ inline void column_apply(const Columns<T> &job, i64 o, i64 r, i64 end, bool with
       for (int k = 0; k < n; ++k) store(y + k * job.width + c, (load(x + k * job.width + c) - mean) * scale + shift);
     }
   };
-  if (job.a.stream) {
-    for (; r + 4 <= end; r += 4) rows(std::integral_constant<int, 4>{}, std::true_type{});
-  }
-  for (; r + 4 <= end; r += 4) rows(std::integral_constant<int, 4>{}, std::false_type{});
-  for (; r < end; ++r) rows(std::integral_constant<int, 1>{}, std::false_type{});
+  job.in_fours(r, end, rows);
   if (with_rest) {
     const T *x = job.x(o, job.rows);
     T *y = job.y(o, job.rows);
@@ -212,31 +229,6 @@ inline void column_apply(const Columns<T> &job, i64 o, i64 r, i64 end, bool with
   if (job.a.stream) fence();
 }
 
-// Batch norm of few rows: threads share out the channels, and each stays with its own until they are written.
-template <class T>
-inline void few_rows(const Columns<T> &job, const Acc<T> *w, const Acc<T> *b, const ColumnWork<Acc<T>> &work,
-                     const AffineTable<Acc<T>> &slot, bool *extreme) {
-  using A = Acc<T>;
-  constexpr int W = kLanes<A>;
-  const Args &a = job.a;
-  // Whole pairs of vectors, for streaming; the last task has what is left over, for the last vector overlaps the one before.
-  const i64 per = most(16, ceil_div(job.vectors, 16) * 2), tasks = most(1, job.vectors / per);
-  parallel(a, tasks, [&](i64 task) {
-    Columns<T> part(job);
-    part.from = task * per, part.to = task + 1 == tasks ? job.vectors : part.from + per;
-    column_pivots(part, 0, work.pivot);
-    near_sums(part, 0, 0, job.rows, work);
-    const double n = double(job.rows);
-    for (i64 k = part.from * W; k < part.to * W; ++k) {
-      const Moments<A> m = finish<A>(Spread{n, work.ds[k] / n, centred(n, work.ds[k], work.dq[k])}, work.pivot[k], a.eps);
-      const i64 c = job.column(k);
-      slot.mean[k] = m.mean, slot.scale[k] = m.scale(get(w + c)), slot.shift[k] = m.shift(get(w + c), get(b + c));
-      if (job.fresh(k)) extreme[c] = m.exact, save(a, c, m);
-    }
-    column_apply(part, 0, 0, job.rows, false, slot, slot);
-  });
-}
-
 template <class T> bool columns_forward(const Args &a) {
   using A = Acc<T>;
   const Columns<T> job(a);
@@ -246,11 +238,10 @@ template <class T> bool columns_forward(const Args &a) {
   const A *w = param<A>(memory, a.weight, a.wtype, C, 1, a.offset, std::is_same_v<T, bfloat>);
   const A *b = param<A>(memory, a.bias, a.btype, C, 0, 0, std::is_same_v<T, bfloat>);
   A *of_channel = memory.take<A>(tables * 3 * C), *of_slot = memory.take<A>(tables * 3 * S);
-  A *base = memory.take<A>(samples * C);
-  const i64 tasks = a.given() ? 0 : samples * job.blocks;
-  const i64 work_size = ColumnWork<A>::size(S);
-  char *work = memory.take<char>(tasks * work_size);
-  Spread *spreads = memory.take<Spread>(tasks * C), *slot_spreads = memory.take<Spread>(tasks * S);
+  const i64 sets = a.given() ? 0 : samples, tasks = sets * job.blocks;
+  A *pivots = memory.take<A>(sets * S), *work = memory.take<A>(tasks * 2 * S);
+  double *parts = memory.take<double>(tasks * 2 * S), *sums = memory.take<double>(sets * 2 * S);
+  Spread *spreads = memory.take<Spread>(sets * C);
   bool *extreme = memory.take<bool>(samples * a.groups);
   if (memory.failed) return false;
   const auto table = [](A *p, i64 i, i64 n) { return AffineTable<A>{p + i * 3 * n, p + (i * 3 + 1) * n, p + (i * 3 + 2) * n}; };
@@ -259,58 +250,96 @@ template <class T> bool columns_forward(const Args &a) {
     const AffineTable<A> f = table(of_channel, o, C);
     f.mean[c] = m.mean, f.scale[c] = m.scale(get(w + c)), f.shift[c] = m.shift(get(w + c), get(b + c));
   };
-  const auto finish_table = [&](i64 o) {
+  const auto finish_table = [&](const Columns<T> &part, i64 o) {
     const AffineTable<A> f = table(of_channel, o, C), g = table(of_slot, o, S);
-    job.spread_out(f.mean, g.mean), job.spread_out(f.scale, g.scale), job.spread_out(f.shift, g.shift);
+    part.spread_out(f.mean, g.mean), part.spread_out(f.scale, g.scale), part.spread_out(f.shift, g.shift);
   };
-  const auto settle = [&](i64 o) {
-    for (i64 g = 0; g < a.groups; ++g) {
-      Spread all;
-      const A pivot = base[o * C + g * a.channels];
-      for (i64 c = g * a.channels; c < (g + 1) * a.channels; ++c) {
-        Spread channel;
-        for (i64 k = 0; k < job.blocks; ++k) channel.merge(spreads[(o * job.blocks + k) * C + c]);
-        channel.mean += double(base[o * C + c]) - double(pivot);
-        all.merge(channel);
-      }
-      const Moments<A> m = finish<A>(all, pivot, a.eps);
-      for (i64 c = g * a.channels; c < (g + 1) * a.channels; ++c) set(o, c, m);
-      extreme[o * a.groups + g] = m.exact;
-      save(a, o * a.groups + g, m);
-    }
-    finish_table(o);
-  };
-  const auto apply = [&](i64 o, i64 k, i64 r, i64 end) {
+  const auto apply = [&](const Columns<T> &part, i64 o, i64 k, i64 r, i64 end) {
     const i64 t = a.given() ? 0 : o;
-    column_apply(job, o, r, end, k + 1 == job.blocks, table(of_slot, t, S), table(of_channel, t, C));
+    column_apply(part, o, r, end, k + 1 == job.blocks, table(of_slot, t, S), table(of_channel, t, C));
   };
-
+  const auto apply_all = [&](i64 o, i64 k, i64 r, i64 end) { apply(job, o, k, r, end); };
   if (a.given()) {
     for (i64 c = 0; c < C; ++c) set(0, c, given_moments<A>(a, c));
-    finish_table(0);
-    job.share(false, apply);
+    finish_table(job, 0);
+    job.share(false, apply_all);
     return true;
   }
-  const auto gather = [&](i64 o, i64 k, i64 r, i64 end) {
+
+  const auto gather = [&](const Columns<T> &part, i64 o, i64 k, i64 r, i64 end) {
     const i64 t = o * job.blocks + k;
-    column_spreads(job, o, r, end, k + 1 == job.blocks, base + o * C, ColumnWork<A>(work + t * work_size, S), slot_spreads + t * S, spreads + t * C);
+    column_sums(part, o, r, end, pivots + o * S, ColumnWork<A>(work + t * 2 * S, parts + t * 2 * S, S));
   };
-  const bool one_set_a_slot = samples == 1 && a.channels == 1 && job.fold == 1, few = job.rows && job.rows <= Columns<T>::kRows;
-  if (!one_set_a_slot || !few)
-    for (i64 o = 0; o < samples; ++o)
-      for (i64 c = 0; c < C; ++c) base[o * C + c] = get((const T *)a.x + o * a.inner * C + c);
-  if (one_set_a_slot && few) {
-    few_rows(job, w, b, ColumnWork<A>(work, S), table(of_slot, 0, S), extreme);
+  const auto add_blocks = [&](const Columns<T> &part, i64 o) {
+    part.add_blocks(parts + o * job.blocks * 2 * S, sums + o * 2 * S);
+  };
+  const auto moved = [&](Columns<T> &part, i64 o) {
+    return move_pivots(part, sums + o * 2 * S, sums + o * 2 * S + S, pivots + o * S);
+  };
+  const auto settle_set = [&](i64 o, i64 g, const Spread &spread, A pivot) {
+    const Moments<A> m = finish<A>(spread, pivot, a.eps);
+    for (i64 c = g * a.channels; c < (g + 1) * a.channels; ++c) set(o, c, m);
+    extreme[o * a.groups + g] = m.exact;
+    save(a, o * a.groups + g, m);
+  };
+  // What the blocks, and the rows left over, have of each channel, about the first element of its group.
+  const auto settle = [&](const Columns<T> &part, i64 o) {
+    const A *pivot = pivots + o * S;
+    const double *ds = sums + o * 2 * S, *dq = ds + S, n = double(job.rows);
+    const T *x = job.x(o, 0), *rest = job.x(o, job.rows);
+    Spread *spread = spreads + o * C;
+    const auto base = [&](i64 c) { return get(x + c / a.channels * a.channels); };
+    if (job.alone()) {
+      const AffineTable<A> f = table(of_slot, o, S);
+      for (i64 k = part.from * kLanes<A>; k < part.to * kLanes<A>; ++k) {
+        const i64 c = job.column(k);
+        const Moments<A> m = finish<A>(Spread{n, ds[k] / n, centred(n, ds[k], dq[k])}, pivot[k], a.eps);
+        f.mean[k] = m.mean, f.scale[k] = m.scale(get(w + c)), f.shift[k] = m.shift(get(w + c), get(b + c));
+        if (job.fresh(k)) extreme[o * C + c] = m.exact, save(a, o * C + c, m);
+      }
+      return;
+    }
+    for (i64 c = 0; c < C; ++c) spread[c] = Spread{};
+    for (i64 k = 0; k < S; ++k) {
+      if (!job.fresh(k)) continue;
+      const i64 c = job.channel(k);
+      spread[c].merge(n, double(pivot[k]) - double(base(c)) + ds[k] / n, centred(n, ds[k], dq[k]));
+    }
+    for (i64 i = 0; i < job.rest * C; ++i) spread[i % C].merge(1, double(get(rest + i)) - double(base(i % C)), 0);
+    for (i64 g = 0; g < a.groups; ++g) {
+      const i64 first = g * a.channels;
+      for (i64 c = first + 1; c < first + a.channels; ++c) spread[first].merge(spread[c]);
+      settle_set(o, g, spread[first], base(first));
+    }
+    finish_table(part, o);
+  };
+  // All of one block: sums, taken again where a pivot was far off, and what becomes of x.
+  const auto at_once = [&](const Columns<T> &part, i64 o, i64 r, i64 end) {
+    Columns<T> again(part);
+    column_pivots(part, o, pivots + o * S);
+    gather(part, o, 0, r, end), add_blocks(part, o);
+    if (moved(again, o)) gather(again, o, 0, r, end), add_blocks(again, o);
+    settle(part, o);
+    apply(part, o, 0, r, end);
+  };
+
+  if (job.few()) {
+    job.share_columns([&](const Columns<T> &part) { at_once(part, 0, 0, job.rows); });
   } else if (job.blocks == 1) {
-    job.share(false, [&](i64 o, i64 k, i64 r, i64 end) {
-      gather(o, k, r, end);
-      settle(o);
-      apply(o, k, r, end);
-    });
+    job.share(false, [&](i64 o, i64, i64 r, i64 end) { at_once(job, o, r, end); });
   } else {
-    job.share(false, gather);
-    for (i64 o = 0; o < samples; ++o) settle(o);
-    job.share(true, apply);
+    for (i64 o = 0; o < samples; ++o) column_pivots(job, o, pivots + o * S);
+    job.share(false, [&](i64 o, i64 k, i64 r, i64 end) { gather(job, o, k, r, end); });
+    for (i64 o = 0; o < samples; ++o) {
+      Columns<T> again(job);
+      add_blocks(job, o);
+      if (moved(again, o)) {
+        job.share_sample([&](i64 k, i64 r, i64 end) { gather(again, o, k, r, end); });
+        add_blocks(again, o);
+      }
+      settle(job, o);
+    }
+    job.share(true, apply_all);
   }
 
   bool any = false;

@@ -32,6 +32,7 @@ struct Args {
   void (*parallel)(int64_t tasks, void (*task)(void *context, int64_t i), void *context);
 
   bool given() const { return given_mean != nullptr; }
+  bool parameters() const { return dweight || dbias || dmean || dvar; }  // whether a gradient other than dx is wanted
   int64_t size() const { return outer * groups * channels * inner; }
 };
 

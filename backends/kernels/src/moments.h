@@ -100,7 +100,8 @@ struct Spread {
 };
 
 // Whether sums of d and d² about a pivot give the spread without cancellation; if not, they are taken again about the mean.
-template <class D> inline auto near(double n, D s, D q) { return s * s <= 0.25 * n * q; }
+// `share` is the part of the mean square about the pivot that may be the pivot's distance from the mean.
+template <class D> inline auto near(double n, D s, D q, double share = 0.25) { return s * s <= share * n * q; }
 inline double centred(double n, double s, double q) {
   const double m2 = q - s * s / n;
   return m2 < 0 ? 0 : m2;
