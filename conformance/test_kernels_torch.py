@@ -153,6 +153,18 @@ def test_a_compiled_call_is_served(layer, shape, param, numbers, count):
         assert torch.equal(mine, theirs)
 
 
+def test_one_loop_is_left_to_the_compiler(count):
+    """With given statistics, and no gradient to take."""
+    arrays = _arrays("batch_norm", (4, 6, 3, 2), (6,))
+    compiled = torch.compile(lambda *given: _call("batch_norm", *given), backend="aot_eager", fullgraph=True)
+    y = compiled(*arrays)
+    with torch.no_grad():
+        again = compiled(arrays[0].requires_grad_(), *arrays[1:])
+    assert count() == (0, 0)
+    torch.testing.assert_close(y, _call("batch_norm", *arrays), rtol=1e-6, atol=1e-6)
+    assert torch.equal(again, y)
+
+
 def test_one_graph_for_any_batch(count):
     compiled = torch.compile(nk.layer_norm, backend="aot_eager", fullgraph=True, dynamic=True)
     with torch.compiler.set_stance("default"):

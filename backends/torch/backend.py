@@ -85,9 +85,10 @@ class TorchBackend(ArrayBackend):
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
         operands = _widened(plan, operands)
         x = operands.x
-        if torch.compiler.is_compiling() and ops.serves(plan, operands):
+        recorded = _recorded(operands)
+        if torch.compiler.is_compiling() and ops.serves(plan, operands, recorded):
             return ops.apply(plan, operands)
-        recorded, traced = _recorded(operands), _traced(x)
+        traced = _traced(x)
         done = None if traced else kernels.apply(plan, operands, save=recorded)
         if done is not None:
             return _fused(done, plan, *operands[:5]) if recorded else done.y, done.stats
@@ -277,7 +278,7 @@ def _call(x, weight, bias, mean, var, label, axes, numbers):
         return []
     if x.dtype not in _FLOATING or not BACKEND.suit(given, plan.param_shape, x.device):
         return []
-    if ops.serves(plan, given):
+    if ops.serves(plan, given, _recorded(given)):
         y, stats = ops.apply(plan, given)
         return [y] if stats is None else [y, *stats[:2]]
     y, *stats = _Normalize.apply(plan, *_widened(plan, given))

@@ -53,8 +53,11 @@ for _name in ("backward", "backward_of_any"):
     _library.define(f"{_name}(Tensor x, {_PARAMETERS}, Tensor stats, Tensor dy, {_CALL}, int needs) -> Tensor[]")
 
 
-def serves(plan: Plan, operands: Operands) -> bool:
-    """Whether a call that is being compiled becomes one operator; exported programs are to run without normkit."""
+def serves(plan: Plan, operands: Operands, recorded: bool) -> bool:
+    """Whether a call that is being compiled becomes one operator; exported programs are to run without normkit.
+
+    ``recorded``: its gradient may be taken. If not, and with given statistics, it is one loop, best left to Inductor.
+    """
     x = operands.x
     return (
         kernels.mode != "0"
@@ -62,6 +65,7 @@ def serves(plan: Plan, operands: Operands) -> bool:
         and operands.mask is None
         and unwritten(plan) is None
         and x.is_cpu
+        and (recorded or operands.mean is None)
         and x.numel() >= (SMALLEST if operands.mean is None else SMALLEST_GIVEN)
         and not torch.compiler.is_exporting()
         and not torch._C._are_functorch_transforms_active()
