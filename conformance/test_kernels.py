@@ -178,6 +178,17 @@ def test_columns_whose_sample_misleads(rows, dtype):
     judge("batch_norm_train", plan, arrays, options, dtype)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_with_given_statistics_the_gradient_of_x_does_not_see_x(last):
+    """Not even NaN, which those of the parameters do."""
+    options = {"axis": 1, "eps": 1e-5}
+    plan, arrays = make("batch_norm", (3, 20, 7, 5), options, np.random.default_rng(10), np.dtype("f4"), last=last)
+    want = run(plan, arrays)[2]["x"]
+    gradients = run(plan, {**arrays, "x": np.full_like(arrays["x"], np.nan)})[2]
+    assert gradients["x"].tobytes() == want.tobytes()
+    assert np.isnan(gradients["weight"]).all()
+
+
 def test_large_outputs_written_past_the_caches():
     # 24 MB: above the threshold for non-temporal stores on machines with up to 6 MB of second-level cache in use.
     for shift in (0, 4, 20):
