@@ -66,8 +66,6 @@ template <class T> struct Channels {
   const T *dy(i64 n, i64 c) const { return (const T *)a.dy + (n * a.channels + c) * a.inner; }
   T *y(i64 n, i64 c) const { return (T *)a.y + (n * a.channels + c) * a.inner; }
   Set<const T> channel(i64 c) const { return {x(0, c), a.outer, a.channels * a.inner, a.inner}; }
-  // How far it is to the next run or piece of one, which is fetched meanwhile.
-  i64 ahead() const { return !a.stream ? 0 : chunks.pieces == 1 ? a.channels * a.inner : kChunk; }
 
   // f(task, first channel, end, first chunk, end) for every share.
   template <class F> void share(bool backwards, const F &f) const {
@@ -75,11 +73,45 @@ template <class T> struct Channels {
     parallel(a, tasks, [&](i64 task) {
       const i64 t = backwards ? tasks - 1 - task : task, c = t / shares.ranges * shares.block, k = t % shares.ranges * shares.range;
       f(c, least(a.channels, c + shares.block), k, least(chunks.count, k + shares.range));
+      if (a.stream) fence();
+    });
+  }
+
+  // sums(first channel, end, first chunk, end, ahead) for all, settle(channel) where its sums are known, and then, if `writes`,
+  // apply(as sums) for all. Where a block fits the caches, it is written in turns with the sums of the next, so that there is
+  // always something to load and something to store: whoever takes a block goes on until none are left. `ahead` is how far it
+  // is to what is read next, and fetched meanwhile.
+  template <class Sums, class Settle, class Apply>
+  void in_turns(bool writes, const Sums &sums, const Settle &settle, const Apply &apply) const {
+    const i64 run = chunks.pieces == 1 ? a.channels * a.inner : kChunk, count = chunks.count;
+    if (shares.ranges > 1) {
+      share(false, [&](i64 c, i64 end, i64 k, i64 kend) { sums(c, end, k, kend, run); });
+      for (i64 c = 0; c < a.channels; ++c) settle(c);
+      if (writes) share(true, [&](i64 c, i64 end, i64 k, i64 kend) { apply(c, end, k, kend, 0); });
+      return;
+    }
+    i64 taken = 0;
+    const auto take = [&] { return __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED) * shares.block; };
+    const auto until = [&](i64 c) { return least(a.channels, c + shares.block); };
+    parallel(a, shares.blocks, [&](i64) {
+      i64 c = take();
+      if (c < a.channels) sums(c, until(c), 0, count, run);
+      while (c < a.channels) {
+        for (i64 i = c; i < until(c); ++i) settle(i);
+        const i64 next = take();
+        const bool last = next >= a.channels;
+        for (i64 k = 0; k < count; ++k) {
+          if (writes) apply(c, until(c), k, k + 1, last ? 0 : (next - c) * a.inner);
+          if (!last) sums(next, until(next), k, k + 1, 2 * run);
+        }
+        c = next;
+      }
+      if (a.stream) fence();
     });
   }
 
   // The spread of each chunk of channels [c, end), about that channel's pivot, to spreads[channel][chunk].
-  void spreads(i64 c, i64 end, i64 k, i64 kend, Spread *out) const {
+  void spreads(i64 c, i64 end, i64 k, i64 kend, Spread *out, i64 ahead = 0) const {
     A pivot[Shares::kBlock];
     for (i64 i = c; i < end; ++i) pivot[i - c] = pivot_of(x(0, i), a.inner);
     for (; k < kend; ++k) {
@@ -88,7 +120,7 @@ template <class T> struct Channels {
       V s[Shares::kBlock], q[Shares::kBlock];
       for (i64 i = c; i < end; ++i) s[i - c] = q[i - c] = V{};
       for (i64 o = first; o < last; ++o)
-        for (i64 i = c; i < end; ++i) add_run<T, true>(x(o, i) + start, length, pivot[i - c], s[i - c], q[i - c], ahead());
+        for (i64 i = c; i < end; ++i) add_run<T, true>(x(o, i) + start, length, pivot[i - c], s[i - c], q[i - c], ahead);
       for (i64 i = c; i < end; ++i) {
         Spread &spread = out[i * chunks.count + k];
         double ds = sum(s[i - c]), dq = sum(q[i - c]), shift = 0;
@@ -110,17 +142,19 @@ template <class T> struct Channels {
     return finish<A>(all, pivot_of(x(0, c), a.inner), a.eps);
   }
 
-  void apply(i64 c, i64 end, i64 k, i64 kend, const Affine<A> *affine) const {
+  void apply(i64 c, i64 end, i64 k, i64 kend, const Affine<A> *affine, i64 ahead) const {
     for (; k < kend; ++k) {
       const i64 start = chunks.start(k), length = chunks.length(k);
       for (i64 o = chunks.first(k); o < chunks.last(k); ++o)
         for (i64 i = c; i < end; ++i) {
           const T *p = x(o, i) + start;
           const Affine<A> f = affine[i];
-          map(y(o, i) + start, length, a.stream, [=](auto tag, i64 j) { return (tag.at(p + j) - f.mean) * f.scale + f.shift; });
+          map(y(o, i) + start, length, a.stream, [=](auto tag, i64 j) {
+            if (ahead) tag.fetch(p + ahead + j);
+            return (tag.at(p + j) - f.mean) * f.scale + f.shift;
+          });
         }
     }
-    if (a.stream) fence();
   }
 
   // A channel whose squares left the range: as a whole, in double.
@@ -280,23 +314,17 @@ template <class T> bool channels_forward(const Args &a) {
     apply_given(job, affine);
     return true;
   }
-  if (job.shares.ranges > 1) {
-    job.share(false, [&](i64 c, i64 end, i64 k, i64 kend) { job.spreads(c, end, k, kend, spreads); });
-    for (i64 c = 0; c < a.channels; ++c) settle(c);
-    job.share(true, [&](i64 c, i64 end, i64 k, i64 kend) { job.apply(c, end, k, kend, affine); });
-  } else {
-    job.share(false, [&](i64 c, i64 end, i64 k, i64 kend) {
-      if (job.shares.joined) {
-        Joined<T> joined(job, c, end);
-        joined.spreads(spreads);
-        for (i64 i = c; i < end; ++i) settle(i);
-        return joined.apply(affine);
-      }
-      job.spreads(c, end, k, kend, spreads);
+  if (job.shares.joined)
+    job.share(false, [&](i64 c, i64 end, i64, i64) {
+      Joined<T> joined(job, c, end);
+      joined.spreads(spreads);
       for (i64 i = c; i < end; ++i) settle(i);
-      job.apply(c, end, k, kend, affine);
+      joined.apply(affine);
     });
-  }
+  else
+    job.in_turns(
+        true, [&](i64 c, i64 end, i64 k, i64 kend, i64 ahead) { job.spreads(c, end, k, kend, spreads, ahead); }, settle,
+        [&](i64 c, i64 end, i64 k, i64 kend, i64 ahead) { job.apply(c, end, k, kend, affine, ahead); });
   for (i64 c = 0; c < a.channels; ++c) any = any || extreme[c];
   if (any)
     parallel(a, a.channels, [&](i64 c) {
@@ -333,7 +361,7 @@ template <class T> bool channels_backward(const Args &a) {
     return true;
   }
   // With given statistics no sum is part of dx, which is written while dy is at hand.
-  const auto gather = [&](i64 c, i64 end, i64 k, i64 kend) {
+  const auto gather = [&](i64 c, i64 end, i64 k, i64 kend, i64 ahead) {
     for (; k < kend; ++k) {
       const i64 start = chunks.start(k), length = chunks.length(k);
       V s[Shares::kBlock], q[Shares::kBlock];
@@ -341,14 +369,13 @@ template <class T> bool channels_backward(const Args &a) {
       for (i64 o = chunks.first(k); o < chunks.last(k); ++o)
         for (i64 i = c; i < end; ++i) {
           const T *dy = job.dy(o, i) + start;
-          project<T, true, false>(job.x(o, i) + start, dy, {}, length, moments[i], s[i - c], q[i - c], job.ahead());
+          project<T, true, false>(job.x(o, i) + start, dy, {}, length, moments[i], s[i - c], q[i - c], ahead);
           if (!a.given() || !a.y) continue;
           const A scale = moments[i].scale(get(w + i));
           map(job.y(o, i) + start, length, a.stream, [=](auto tag, i64 j) { return tag.at(dy + j) * scale; });
         }
       for (i64 i = c; i < end; ++i) parts[i * chunks.count + k] = {sum(s[i - c]), sum(q[i - c])};
     }
-    if (a.given() && a.stream) fence();
   };
   const auto settle = [&](i64 c) {
     Sums all{};
@@ -362,8 +389,7 @@ template <class T> bool channels_backward(const Args &a) {
     if (a.dvar) put_any(a.dvar, a.vtype, c, -0.5 * weight * rstd * rstd * all.dyx);
     means[c] = {all.dy / n, all.dyx / n};
   };
-  const auto apply = [&](i64 c, i64 end, i64 k, i64 kend) {
-    if (a.given() || !a.y) return;
+  const auto apply = [&](i64 c, i64 end, i64 k, i64 kend, i64 ahead) {
     for (; k < kend; ++k) {
       const i64 start = chunks.start(k), length = chunks.length(k);
       for (i64 o = chunks.first(k); o < chunks.last(k); ++o)
@@ -372,23 +398,13 @@ template <class T> bool channels_backward(const Args &a) {
           const Moments<A> m = moments[i];
           const A scale = m.scale(get(w + i)), mean = A(means[i].dy), slope = A(means[i].dyx);
           map(job.y(o, i) + start, length, a.stream, [=](auto tag, i64 j) {
+            if (ahead) tag.fetch(x + ahead + j), tag.fetch(dy + ahead + j);
             return ((tag.at(dy + j) - mean) - m(tag.at(x + j)) * slope) * scale;
           });
         }
     }
-    if (a.stream) fence();
   };
-  if (job.shares.ranges > 1) {
-    job.share(false, gather);
-    for (i64 c = 0; c < a.channels; ++c) settle(c);
-    job.share(true, apply);
-  } else {
-    job.share(false, [&](i64 c, i64 end, i64 k, i64 kend) {
-      gather(c, end, k, kend);
-      for (i64 i = c; i < end; ++i) settle(i);
-      apply(c, end, k, kend);
-    });
-  }
+  job.in_turns(a.y && !a.given(), gather, settle, apply);
   return true;
 }
 

@@ -149,7 +149,7 @@ inline void column_sums(const Columns<T> &job, i64 o, i64 r, i64 end, const Acc<
       const V p = load(pivot + v * W);
       V vs{}, vq{};
       for (int k = 0; k < n; ++k) {
-        if constexpr (decltype(fetched)::value) fetch(next + (v * n + k) * W);
+        if constexpr (decltype(fetched)::value) fetch<W>(next + (v * n + k) * W);
         const V d = load(x + k * job.width + column) - p;
         vs += d, vq += d * d;
       }

@@ -30,7 +30,7 @@ inline void column_projections(const Columns<T> &job, i64 o, i64 r, i64 end, con
       const V scale = write ? load(scales + v * W) : V{};
       for (int k = 0; k < n; ++k) {
         const i64 i = k * job.width + c, in_order = next + (v * n + k) * W;
-        if constexpr (decltype(fetched)::value) fetch(x + in_order), fetch(dy + in_order);
+        if constexpr (decltype(fetched)::value) fetch<W>(x + in_order), fetch<W>(dy + in_order);
         const V g = load(dy + i);
         vs += g, vq += g * ((load(x + i) - mean) * rstd + drift);
         if constexpr (write) store<streamed && n == 8>(dx + i, g * scale);

@@ -135,7 +135,7 @@ __attribute__((always_inline)) inline void add_run(const T *x, i64 n, Acc<T> piv
     const i64 end = least(n, i + 32 * W);
     V s0{}, s1{}, s2{}, s3{}, q0{}, q1{}, q2{}, q3{};
     for (; i + 4 * W <= end; i += 4 * W) {
-      if (ahead) fetch(x + ahead + i), fetch(x + ahead + i + 2 * W);
+      if (ahead) fetch<4 * W>(x + ahead + i);
       const auto [a, b] = pair_at(i);
       const auto [c, d] = pair_at(i + 2 * W);
       if (center) s0 += a, s1 += b, s2 += c, s3 += d;

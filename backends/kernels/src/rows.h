@@ -40,8 +40,11 @@ template <class T> inline Along<Acc<T>> along(Scratch &memory, const Args &a, co
   return {plain, paired};
 }
 
-// How far it is to the next row, which is fetched while this one is written; not if both are too long for the caches.
-template <class T> inline i64 row_ahead(const Args &a, i64 n) { return a.stream && n * i64(sizeof(T)) <= 65536 ? n : 0; }
+// How far it is to the next row, which is fetched while this one is written: not if both are too long for the caches, and not
+// if all rows are short enough for them.
+template <class T> inline i64 row_ahead(const Args &a, i64 n) {
+  return n * i64(sizeof(T)) <= 65536 && a.size() * i64(sizeof(T)) > 1 << 20 ? n : 0;
+}
 
 template <class T, bool center>
 inline void forward_row(const Args &a, Along<Acc<T>> weight, Along<Acc<T>> bias, i64 row) {
@@ -56,7 +59,7 @@ inline void forward_row(const Args &a, Along<Acc<T>> weight, Along<Acc<T>> bias,
     for (i64 i = 0; i < n; ++i) put(y + i, A(exact(x + i) * get(w.plain + i / a.inner) + get(b.plain + i / a.inner)));
   } else if (a.inner == 1) {
     map(y, n, a.stream, [=](auto tag, i64 i) {
-      fetch(x + ahead + i);
+      if (ahead) tag.fetch(x + ahead + i);
       if constexpr (center) return m(tag.at(x + i)) * tag.at(w + i) + tag.at(b + i);
       else return tag.at(x + i) * m.rstd * tag.at(w + i) + tag.at(b + i);
     });
@@ -136,18 +139,22 @@ inline void forward_block(const Args &a, Along<Acc<T>> w, Along<Acc<T>> b, i64 r
       store_pair<decltype(past)::value>(y + r * n + i, {at(r, x1, w1, b1), at(r, x2, w2, b2)});
     }
   };
-  const bool streamed = a.stream && n % (kBytes / i64(sizeof(T))) == 0 && uintptr_t(y) % kBytes == 0;
-  const i64 pairs = n / (2 * W) * (2 * W);
-  // What waits for memory goes row by row: lines that are a page apart, by turns, take twice as long to write past the caches.
-  // Narrow types wait for the processor, and share weights among four rows where nothing speaks against it.
-  const bool by_row = streamed && (sizeof(T) > 2 || n * i64(sizeof(T)) % 1024 == 0);
-  if (by_row)
+  const i64 pairs = n / (2 * W) * (2 * W), ahead = R * row_ahead<T>(a, n);
+  const auto by_row = [&](auto past) {
     for (int r = 0; r < R; ++r)
-      for (i64 i = 0; i < pairs; i += 2 * W) fetch(x + (R + r) * n + i), rows(i, r, r + 1, std::true_type{});
+      for (i64 i = 0; i < pairs; i += 2 * W) {
+        // What the next rows' pivots wait for goes to the first-level cache.
+        const T *later = x + ahead + r * n + i;
+        i < 4 * W ? fetch_near<2 * W>(later) : fetch<2 * W>(later);
+        rows(i, r, r + 1, past);
+      }
+  };
+  // What waits for memory goes row by row: lines that are a page apart, by turns, take twice as long to write past the caches.
+  // What waits for the processor shares weights among four rows.
+  const bool streamed = a.stream && n % (kBytes / i64(sizeof(T))) == 0 && uintptr_t(y) % kBytes == 0;
+  if (ahead) streamed ? by_row(std::true_type{}) : by_row(std::false_type{});
   for (int first = 0; first < R; first += 4) {
-    i64 i = by_row ? pairs : 0;
-    if (streamed)
-      for (; i < pairs; i += 2 * W) rows(i, first, first + 4, std::true_type{});
+    i64 i = ahead ? pairs : 0;
     for (; i < pairs; i += 2 * W) rows(i, first, first + 4, std::false_type{});
     for (; i < n; i += W) {
       const i64 k = least(i, n - W);
@@ -218,7 +225,7 @@ inline void project(const T *x, const T *dy, Along<Acc<T>> w, i64 n, const Momen
     const i64 end = least(n, i + 32 * W);
     V s0{}, s1{}, q0{}, q1{};
     for (; i + 2 * W <= end; i += 2 * W) {
-      if (ahead) fetch(x + ahead + i), fetch(dy + ahead + i);
+      if (ahead) fetch<2 * W>(x + ahead + i), fetch<2 * W>(dy + ahead + i);
       Pair<A> us, vs;
       both(Two<T>{}, i, us, vs);
       s0 += us.a, q0 += us.a * vs.a;
@@ -273,10 +280,10 @@ inline void backward_rows(const Args &a, Along<Acc<T>> w, i64 row, i64 n, Acc<T>
     project<T, center, true>(x[r], dy[r], w, n, m[r], s, q);
     c1[r] = center ? A(s / double(n)) : 0, c2[r] = A(q / double(n));
   }
-  const i64 ahead = rows * row_ahead<T>(a, n);
+  const i64 ahead = a.stream || n >= 256 ? rows * row_ahead<T>(a, n) : 0;
   // The sums are kept in the order of pairs.
   const auto step = [&](auto tag, i64 i, auto emit, auto keep) {
-    for (int r = 0; ahead && r < rows; ++r) fetch(x[r] + ahead + i), fetch(dy[r] + ahead + i);
+    for (int r = 0; ahead && r < rows; ++r) tag.fetch(x[r] + ahead + i), tag.fetch(dy[r] + ahead + i);
     const auto weight = tag.at(w + i);
     std::decay_t<decltype(weight)> sb{}, sw{};
     for (int r = 0; r < rows; ++r) {

@@ -188,8 +188,15 @@ inline void fence() {
 #endif
 }
 
-// Starts to load what is read next, where it is not in the caches yet: the processor does not look past the end of a page.
-inline void fetch(const void *p) { __builtin_prefetch(p); }
+// Starts to load n elements that are read later, in whole lines: the processor does not look past the end of a page by itself.
+// They wait in the second-level cache, to which more lines can be on their way at once than to the first.
+template <i64 n, class T> inline void fetch(const T *p) {
+  for (size_t byte = 0; byte < n * sizeof(T); byte += 64) __builtin_prefetch((const char *)p + byte, 0, 2);
+}
+// The same, into the first level.
+template <i64 n, class T> inline void fetch_near(const T *p) {
+  for (size_t byte = 0; byte < n * sizeof(T); byte += 64) __builtin_prefetch((const char *)p + byte);
+}
 
 template <class A> inline Vec<A> splat(A value) { return value - Vec<A>{}; }
 
@@ -350,19 +357,23 @@ template <class T, class X> inline void reorder(X *p, i64 n, bool to_pairs) {
   }
 }
 
-// Formulas are written once for pairs of vectors, vectors and single numbers, told apart by a tag.
+// Formulas are written once for pairs of vectors, vectors and single numbers, told apart by a tag. What is fetched is fetched
+// in whole pairs.
 template <class T> struct Two {
   using A = Acc<T>;
   static Pair<A> at(const T *p) { return load_pair(p); }
   static Pair<A> at(Along<A> p) { return {load(p.paired), load(p.paired + kLanes<A>)}; }
+  static void fetch(const T *p) { normkit::fetch<2 * kLanes<A>>(p); }
 };
 struct Many {
   template <class T> static auto at(const T *p) { return load(p); }
   template <class A> static auto at(Along<A> p) { return load(p.plain); }
+  template <class T> static void fetch(const T *) {}
 };
 struct One {
   template <class T> static auto at(const T *p) { return get(p); }
   template <class A> static auto at(Along<A> p) { return get(p.plain); }
+  template <class T> static void fetch(const T *) {}
 };
 
 // y[i] = f(tag, i) for a contiguous run. The last lanes are computed twice where n is no multiple of the width.
