@@ -85,6 +85,33 @@ def test_a_result_outlives_the_clock():
     assert events == ["waited", "waited", "freed"]
 
 
+def test_a_result_outlives_no_other_call():
+    """The memory of one call is there for the next, as in any loop that keeps nothing."""
+    events = []
+
+    class Result:
+        def __init__(self):
+            events.append("made")
+
+        def __del__(self):
+            events.append("freed")
+
+    timing._turn(Result, lambda: None, 3)
+    assert events == ["made", "freed"] * 3
+
+
+def test_the_plain_path_takes_no_turns_with_native_layers(monkeypatch):
+    """What it gives back to the system, they would ask for again."""
+    (job,) = rows.jobs(rows.chosen(["numpy"]), workloads=SMALL)
+    groups, turns = [], timing.interleaved
+    monkeypatch.setattr(timing, "interleaved", lambda thunks, *a, **k: groups.append([*thunks]) or turns(thunks, *a, **k))
+    served = iter([kernels.Served(), kernels.Served(1, 0)])
+    monkeypatch.setattr(kernels, "served", lambda: next(served))
+    (found,) = rows.measure(job, ["forward"], 0.01)
+    assert groups == [["normkit", "textbook", "copy"], ["normkit", "plain", "copy"]]
+    assert found.plain_time and found.native_time
+
+
 def test_ratios_are_taken_within_a_round():
     """A machine that slows down from round to round changes no ratio."""
     assert timing.ratio([2.0, 20.0, 200.0], [1.0, 10.0, 100.0]) == timing.Spread(2.0, 2.0, 2.0)
