@@ -48,6 +48,9 @@ class _Calls:
         self.raw.append(raw)
         return raw[GUARD:-GUARD].reshape(shape)
 
+    def _like(self, x):
+        return self.room(*np.shape(x))
+
     def arguments(self):
         x, weight, bias = np.ones((4, 6), "f4"), np.ones(self.params, "f4"), np.ones(self.params, "f4")
         stats = self.room(4, self.sets)
@@ -55,13 +58,16 @@ class _Calls:
         forward = [x, None, weight, bias, None, None, self.room(4, 6), stats, None, None, None, None]
         backward = [x, x.copy(), *forward[2:6], self.room(4, 6), stats, self.room(self.params), self.room(self.params)]
         backward += [None, None]
-        bound = kernels._kernels.bind((np.ndarray,), None, (self.params,), *self.sizes, 1e-5, 0.0, True)
-        batch = [None, None] if self.sizes[0] == 0 else [self.room(self.params), self.room(self.params)]
+        made = [self._like, lambda: self.room(4, self.sets), None]
+        if self.sizes[0]:
+            made[2] = lambda: self.room(self.params)
+        bind = [(np.ndarray,), None, *made, (self.params,), *self.sizes, 1e-5, 0.0, True]
+        bound = kernels._kernels.bind(*bind)
         return {
             "call": [[way, *self.sizes, 1e-5, 0.0, True, *a] for way, a in ((False, forward), (True, backward))],
-            "apply": [[bound, x, weight, bias, None, None, self.room(4, 6), stats, *batch]],
-            "pull_back": [[bound, *backward]],
-            "bind": [[(np.ndarray,), None, (self.params,), *self.sizes, 1e-5, 0.0, True]],
+            "apply": [[bound, x, weight, bias, None, None, True]],
+            "pull_back": [[bound, *backward[:6], stats, [True] * 5]],
+            "bind": [bind, [*bind, *bind[6:]]],
             "batch_stats": [[np.ones((4, 6), "f4"), self.room(6), self.room(6)]],
             "negative": [[x]],
         }

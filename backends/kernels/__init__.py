@@ -106,16 +106,6 @@ class Applied(NamedTuple):
     stats: BatchStats | None
 
 
-class Bound(NamedTuple):
-    """A kernel bound to a plan and a dtype: what :func:`accelerates` said of these holds for all row-major arrays."""
-
-    kernel: Any
-    empty_like: Any
-    #: Make room for packed statistics, and for a mean or a variance of the batch.
-    packed: Any
-    channel: Any
-
-
 def at_once(plan: Plan, x: Array, weight: Any, bias: Any, mean: Any, var: Any, save: bool = False) -> Applied | None:
     """What :func:`apply` returns, where it has served this plan; ``None`` where the arrays are others than it was for.
 
@@ -124,13 +114,11 @@ def at_once(plan: Plan, x: Array, weight: Any, bias: Any, mean: Any, var: Any, s
     bound = plan.memo.get(x.dtype)
     if bound is None or mode == "0":
         return None
-    y = bound.empty_like(x)
-    packed = bound.packed() if save and mean is None else None
-    if not plan.stats_shape or mean is not None:
-        return Applied(y, packed, None) if _apply(bound[0], x, weight, bias, mean, var, y, packed, None, None) else None
-    stats = BatchStats(bound.channel(), bound.channel(), plan.count)
-    done = _apply(bound[0], x, weight, bias, None, None, y, packed, stats[0], stats[1])
-    return Applied(y, packed, stats) if done else None
+    made = _apply(bound, x, weight, bias, mean, var, save)
+    if made is None:
+        return None
+    y, packed, batch_mean, batch_var = made
+    return Applied(y, packed, None if batch_mean is None else BatchStats(batch_mean, batch_var, plan.count))
 
 
 def apply(plan: Plan, operands: Operands, *, save: bool = False) -> Applied | None:
@@ -144,12 +132,18 @@ def apply(plan: Plan, operands: Operands, *, save: bool = False) -> Applied | No
         return None
     library, at = library_of(type(x)), route(plan, False)
     if at is not None and library.exports(x.dtype):
-        kernel = _kernels.bind(
-            library.kinds, library.negated, plan.param_shape, *at[:5], plan.eps, plan.weight_offset, plan.center
+        # What was said of these arrays holds for all of this dtype in a known order.
+        rows, last, scalars = 4 if plan.center else 2, route(plan, True), (plan.eps, plan.weight_offset, plan.center)
+        plan.memo[x.dtype] = _kernels.bind(
+            library.kinds,
+            library.negated,
+            library.empty_like,
+            library.room(x, (rows, *at.moments_shape)),
+            library.room(x, plan.stats_shape) if plan.stats_shape else None,
+            plan.param_shape,
+            *(*at[:5], *scalars),
+            *(() if last is None else (*last[:5], *scalars)),
         )
-        rows = 4 if plan.center else 2
-        packed, channel = library.room(x, (rows, *at.moments_shape)), library.room(x, plan.stats_shape)
-        plan.memo[x.dtype] = Bound(kernel, library.empty_like, packed, channel)
     y, stats = forward(plan, operands, save=save or plan.layer == "batch_norm_train")
     return Applied(y, stats, batch_stats(plan, stats))
 
@@ -171,23 +165,17 @@ def gradients_at_once(
 ) -> tuple[Array | None, ...] | None:
     """What :func:`vjp` returns, without its name, where :func:`at_once` has served this plan; else ``None``."""
     bound = plan.memo.get(x.dtype)
-    if bound is None:
-        return None
-    like = bound.empty_like
-    dx = like(x) if needs[0] else None
-    dweight = like(weight) if needs[1] and weight is not None else None
-    dbias = like(bias) if needs[2] and bias is not None else None
-    dmean = like(mean) if needs[3] and mean is not None else None
-    dvar = like(var) if needs[4] and var is not None else None
-    done = _pull_back(bound[0], x, dy, weight, bias, mean, var, dx, stats, dweight, dbias, dmean, dvar)
-    return (dx, dweight, dbias, dmean, dvar) if done else None
+    return None if bound is None else _pull_back(bound, x, dy, weight, bias, mean, var, stats, needs)
 
 
 def vjp(plan: Plan, operands: Operands, stats: Array | None, dy: Array, needs: Gradients = ALL) -> Gradients:
     """Gradients of ``sum(y * dy)`` for the operands that are given and that ``needs`` marks."""
     found = gradients_at_once(plan, operands.x, dy, *operands[1:5], stats, needs)
-    if found is not None:
-        return Gradients(*found)
+    return gradients(plan, operands, stats, dy, needs) if found is None else Gradients(*found)
+
+
+def gradients(plan: Plan, operands: Operands, stats: Array | None, dy: Array, needs: Gradients) -> Gradients:
+    """What :func:`vjp` returns, where :func:`gradients_at_once` does not."""
     library, at, order, x, params = _found(plan, operands)
     dx = library.empty_like(x) if needs.x else None
     dparams = [
@@ -326,6 +314,7 @@ __all__ = [
     "batch_stats",
     "could_serve",
     "forward",
+    "gradients",
     "gradients_at_once",
     "info",
     "limit_threads",

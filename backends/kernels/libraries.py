@@ -122,7 +122,7 @@ class TorchArrays:
         self._plain = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
     def layout(self, x: Array) -> str | None:
-        """``"first"`` for contiguous, ``"last"`` for channels last, else ``"strided"``; ``None`` for no such tensor."""
+        """``"first"`` for row-major, ``"last"`` for axis 1 innermost, else ``"strided"``; ``None`` for no such tensor."""
         if (
             not x.is_cpu
             or x.dtype not in self._plain
@@ -134,10 +134,8 @@ class TorchArrays:
             return "strided"
         if x.is_contiguous():
             return "first"
-        ndim = x.ndim
-        if ndim == 4 and x.is_contiguous(memory_format=self.torch.channels_last):
-            return "last"
-        return "last" if ndim == 5 and x.is_contiguous(memory_format=self.torch.channels_last_3d) else "strided"
+        last = x.ndim > 2 and x.detach().movedim(1, -1).is_contiguous()
+        return "last" if last else "strided"
 
     def ordered(self, x: Array, order: Order | None = None) -> Array:
         """``x`` with its axes in this order, row-major."""

@@ -257,7 +257,7 @@ class _Fused(torch.autograd.Function):
         if twice:
             used = forward(xp, ctx.plan, operands, _habits(ctx.plan, operands.x))[1]
             return None, None, *vjp(xp, ctx.plan, operands, used, dy, needs=needs)
-        return None, None, *kernels.vjp(ctx.plan, operands, packed, dy, needs)
+        return None, None, *kernels.gradients(ctx.plan, operands, packed, dy, needs)
 
 
 #: ``_Fused.apply`` without what it does for torch.func's transformations: where kernels serve, none is at work.

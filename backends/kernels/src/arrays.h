@@ -20,7 +20,7 @@ class Array {
   void *data = nullptr;
   int type = NONE;
   int64_t count = 0;
-  bool row_major = true;
+  bool row_major = true, channels_last = false;  // channels_last: axis 1 innermost, the others row-major; false where that is the same
   bool as_bits = false;  // bfloat16 that came as integers
   int ndim = 0;
   const int64_t *shape = nullptr;  // as long as the object lives, and this

@@ -1,4 +1,5 @@
 // The Python module: checks the arrays of a call, releases the GIL, and hands their memory to the kernels.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
@@ -102,11 +103,54 @@ struct Shape {
   bool operator==(const Array &a) const { return a.ndim == ndim && std::equal(lengths, lengths + ndim, a.shape); }
 };
 
-// Whether an argument of a bound call is what such a call is for; whatever is not may still be served in another way.
-bool is_plain(const Array &a, int argument, const Shape &params) {
-  if (!a.row_major || a.as_bits) return false;
-  return argument < WEIGHT || argument > GIVEN_VAR || !a.data || (params == a && (argument != GIVEN_VAR || !any_negative(a)));
-}
+// A kernel and what it is to be called with.
+struct Sized {
+  long kind = -1;
+  Args args{};
+};
+
+// Calls whose sizes are known: what is left of them where x is small.
+struct Bound {
+  static constexpr const char *kName = "normkit.bound";
+  PyObject *types;    // a tuple: what x and the parameters may be
+  PyObject *negated;  // a function that says of them whether memory has the opposite sign; or None
+  PyObject *like, *packed, *channel;  // make an array like another, and room for statistics; channel: None where none are returned
+  Shape params;
+  Sized first, last;  // for x in row-major order, and with axis 1 last in memory; the second may have no kind
+
+  void hold() const {
+    for (PyObject *object : {types, negated, like, packed, channel}) Py_INCREF(object);
+  }
+  void let_go() const {
+    for (PyObject *object : {types, negated, like, packed, channel}) Py_DECREF(object);
+  }
+  // No, perhaps with a Python exception.
+  bool takes(PyObject *object) const {
+    if (object == Py_None) return true;
+    for (Py_ssize_t i = 0; i < PyTuple_Size(types); ++i)
+      if (reinterpret_cast<PyObject *>(Py_TYPE(object)) == PyTuple_GetItem(types, i)) return negated == Py_None || is_as_stored(object);
+    return false;
+  }
+  bool takes(PyObject *const *objects, int count) const {
+    for (int i = 0; i < count; ++i)
+      if (!takes(objects[i])) return false;
+    return true;
+  }
+  bool is_as_stored(PyObject *object) const {
+    PyObject *answer = PyObject_CallFunctionObjArgs(negated, object, nullptr);
+    Py_XDECREF(answer);
+    return answer == Py_False;
+  }
+  // For x in its order; null where there is none.
+  const Sized *sized(const Array &x) const { return x.row_major ? &first : x.channels_last && last.kind >= 0 ? &last : nullptr; }
+  // Whether an argument is what such a call is for; whatever is not may still be served in another way.
+  bool fits(const Array &a, int argument, const Array &x) const {
+    if (a.as_bits) return false;
+    if (argument == X || argument == DY) return !a.data || (a.type == x.type && (x.row_major ? a.row_major : a.channels_last));
+    if (!a.row_major) return false;
+    return argument > GIVEN_VAR || !a.data || (params == a && (argument != GIVEN_VAR || !any_negative(a)));
+  }
+};
 
 // At any address.
 template <class T> void take_out(const void *stats, const Array &mean, const Array &var) {
@@ -126,7 +170,7 @@ template <class T> void take_out(const void *stats, const Array &mean, const Arr
 struct Batch {
   Array mean, var;
 
-  bool open(PyObject *const *objects) { return mean.open(objects[0], "batch_mean", true) && var.open(objects[1], "batch_var", true); }
+  bool open(PyObject *of_mean, PyObject *of_var) { return mean.open(of_mean, "batch_mean", true) && var.open(of_var, "batch_var", true); }
   bool check(int type, int64_t count) const {
     if (mean.data && var.data && mean.type == type && var.type == type && mean.count == count && var.count == count && !mean.overlaps(var)) return true;
     return PyErr_SetString(PyExc_ValueError, "batch_mean and batch_var must be apart and have the statistics' dtype, a value per channel."), false;
@@ -137,39 +181,71 @@ struct Batch {
   }
 };
 
-// Runs a kernel on `values`; where the parameters' shape is given, NotImplemented if what is read is not plain (see above).
-// `batch` is None or the place of a centred layer's mean and variance, twice.
-PyObject *on_arrays(Args a, bool backward, long kind, PyObject *const *values, const Shape *params, PyObject *const *batch = nullptr) {
-  Array arrays[ARGUMENTS];
+bool is_written(int argument, bool backward) { return argument == Y || argument >= DWEIGHT || (argument == STATS && !backward); }
+
+// Opens what is read, or what is written; false with a Python exception.
+bool open(Array (&arrays)[ARGUMENTS], PyObject *const *values, bool backward, bool written) {
+  for (int i = 0; i < ARGUMENTS; ++i)
+    if (is_written(i, backward) == written && !arrays[i].open(values[i], kNames[i], written)) return false;
+  return true;
+}
+
+// Opens what a bound call reads; null, without an exception, where it does not fit.
+const Sized *open_fitting(Array (&arrays)[ARGUMENTS], PyObject *const *values, bool backward, const Bound &bound) {
+  const Sized *sized = nullptr;
   for (int i = 0; i < ARGUMENTS; ++i) {
-    const bool written = i == Y || i >= DWEIGHT || (i == STATS && !backward);
-    const bool open = arrays[i].open(values[i], kNames[i], written);
-    if (params && !written && !(open && is_plain(arrays[i], i, *params) && (i != DY || !backward || arrays[i].type == arrays[X].type))) {
-      PyErr_Clear();
-      Py_RETURN_NOTIMPLEMENTED;
-    }
-    if (!open) return nullptr;
+    if (is_written(i, backward)) continue;
+    const bool open = arrays[i].open(values[i], kNames[i], false);
+    if (open && i == X) sized = bound.sized(arrays[X]);
+    if (!open || !sized || !bound.fits(arrays[i], i, arrays[X])) return PyErr_Clear(), nullptr;
   }
+  return sized;
+}
+
+// Objects that a call has made; null where making one raised.
+struct Made {
+  PyObject *objects[5] = {};
+  int count = 0;
+
+  ~Made() {
+    for (int i = 0; i < count; ++i) Py_XDECREF(objects[i]);
+  }
+  // The result of maker(of) or maker(), or None.
+  PyObject *add(PyObject *maker, PyObject *of, bool wanted) {
+    if (!wanted) Py_INCREF(Py_None);
+    return objects[count++] = !wanted ? Py_None : PyObject_CallFunctionObjArgs(maker, of, nullptr);
+  }
+  bool whole() const { return std::all_of(objects, objects + count, [](PyObject *object) { return object != nullptr; }); }
+  PyObject *tuple() const {
+    PyObject *found = PyTuple_New(count);
+    for (int i = 0; found && i < count; ++i) Py_INCREF(objects[i]), PyTuple_SetItem(found, i, objects[i]);
+    return found;
+  }
+};
+
+// Runs a kernel; false with a Python exception. `batch`: null, or where a centred layer's mean and variance go.
+bool run(Array (&arrays)[ARGUMENTS], const Sized &sized, bool backward, const Batch *batch = nullptr) {
+  Args a = sized.args;
+  const long kind = sized.kind;
   a.xtype = arrays[X].type, a.wtype = arrays[WEIGHT].type, a.btype = arrays[BIAS].type;
   a.mtype = arrays[GIVEN_MEAN].type, a.vtype = arrays[GIVEN_VAR].type;
-  if (!check(a, arrays, backward, int(kind), a.center ? 4 : 2)) return nullptr;
+  if (!check(a, arrays, backward, int(kind), a.center ? 4 : 2)) return false;
   if (arrays[DWEIGHT].data) a.wtype = a.wtype == NONE ? arrays[DWEIGHT].type : a.wtype;
   if (arrays[DBIAS].data) a.btype = arrays[DBIAS].type;
   for (auto [out, type] : {std::pair{DWEIGHT, a.wtype}, {DBIAS, a.btype}, {DMEAN, a.mtype}, {DVAR, a.vtype}})
     if (arrays[out].data && arrays[out].type != type)
-      return PyErr_Format(PyExc_TypeError, "%s must have the dtype of what it is the gradient of.", kNames[out]), nullptr;
+      return PyErr_Format(PyExc_TypeError, "%s must have the dtype of what it is the gradient of.", kNames[out]), false;
   a.x = arrays[X].data, a.dy = arrays[DY].data, a.weight = arrays[WEIGHT].data, a.bias = arrays[BIAS].data;
   a.given_mean = arrays[GIVEN_MEAN].data, a.given_var = arrays[GIVEN_VAR].data, a.y = arrays[Y].data;
   a.dweight = arrays[DWEIGHT].data, a.dbias = arrays[DBIAS].data, a.dmean = arrays[DMEAN].data, a.dvar = arrays[DVAR].data;
   char *stats = static_cast<char *>(arrays[STATS].data);
   const int64_t sets = sets_of(a, int(kind)), row = sets * size_of(a.xtype == F64 ? F64 : F32);
   std::unique_ptr<char[]> room;
-  Batch of_batch;
-  if (batch && batch[0] != Py_None) {
-    if (kind == ROWS || !a.center) return PyErr_SetString(PyExc_ValueError, "Such a layer has no statistics of a batch."), nullptr;
-    if (!of_batch.open(batch) || !of_batch.check(a.xtype == F64 ? F64 : F32, sets)) return nullptr;
+  if (batch) {
+    if (kind == ROWS || !a.center) return PyErr_SetString(PyExc_ValueError, "Such a layer has no statistics of a batch."), false;
+    if (!batch->check(a.xtype == F64 ? F64 : F32, sets)) return false;
     if (!stats) room.reset(new (std::nothrow) char[size_t(4 * row)]), stats = room.get();
-    if (!stats) return PyErr_NoMemory();
+    if (!stats) return PyErr_NoMemory(), false;
   }
   const char *packed = stats;
   if (stats) {
@@ -184,9 +260,9 @@ PyObject *on_arrays(Args a, bool backward, long kind, PyObject *const *values, c
     done = launch(a, backward, int(kind), parallel);
     PyEval_RestoreThread(state);
   }
-  if (!done) return PyErr_NoMemory();
-  if (of_batch.mean.data) of_batch.take_out_of(packed);
-  Py_RETURN_NONE;
+  if (!done) return PyErr_NoMemory(), false;
+  if (batch) batch->take_out_of(packed);
+  return true;
 }
 
 // empty(type, *shape): the type is 0 float32, 1 float64, 2 float16, 3 bfloat16.
@@ -218,88 +294,89 @@ PyObject *batch_stats(PyObject *, PyObject *const *values, Py_ssize_t count) {
 PyObject *call(PyObject *, PyObject *const *values, Py_ssize_t count) {
   constexpr Py_ssize_t kScalars = 1 + kSizes;
   if (count != kScalars + ARGUMENTS) return PyErr_Format(PyExc_TypeError, "call takes %zd arguments; received %zd.", kScalars + ARGUMENTS, count);
-  Args a{};
-  long kind;
+  Sized sized;
   const int backward = PyObject_IsTrue(values[0]);
-  if (backward < 0 || !sizes(values + 1, kind, a)) return nullptr;
-  return on_arrays(a, backward, kind, values + kScalars, nullptr);
+  if (backward < 0 || !sizes(values + 1, sized.kind, sized.args)) return nullptr;
+  Array arrays[ARGUMENTS];
+  values += kScalars;
+  if (!open(arrays, values, backward, false) || !open(arrays, values, backward, true) || !run(arrays, sized, backward)) return nullptr;
+  Py_RETURN_NONE;
 }
 
-// A forward call whose sizes are known: what is left of it where x is small.
-struct Bound {
-  static constexpr const char *kName = "normkit.bound";
-  PyObject *types;    // a tuple: what x and the parameters may be
-  PyObject *negated;  // a function that says of them whether memory has the opposite sign; or None
-  Shape params;
-  long kind;
-  Args args;
-
-  // No, perhaps with a Python exception.
-  bool takes(PyObject *object) const {
-    if (object == Py_None) return true;
-    for (Py_ssize_t i = 0; i < PyTuple_Size(types); ++i)
-      if (reinterpret_cast<PyObject *>(Py_TYPE(object)) == PyTuple_GetItem(types, i)) return negated == Py_None || is_as_stored(object);
-    return false;
-  }
-  bool is_as_stored(PyObject *object) const {
-    PyObject *answer = PyObject_CallFunctionObjArgs(negated, object, nullptr);
-    Py_XDECREF(answer);
-    return answer == Py_False;
-  }
-};
-
-// bind(types, negated, shape, *sizes)
+// bind(types, negated, like, packed, channel, shape, *sizes): sizes twice where there is a kernel for axis 1 last in memory too.
 PyObject *bind(PyObject *, PyObject *const *values, Py_ssize_t count) {
-  if (count != 3 + kSizes || !PyTuple_Check(values[0]) || !PyTuple_Check(values[2]) || PyTuple_Size(values[2]) > 64)
-    return PyErr_Format(PyExc_TypeError, "bind takes a tuple of types, a function, a shape and %zd sizes.", kSizes);
-  Bound bound{values[0], values[1], {}, 0, {}};
-  bound.params.ndim = int(PyTuple_Size(values[2]));
+  constexpr Py_ssize_t kFirst = 6;
+  const bool both = count == kFirst + 2 * kSizes;
+  if ((count != kFirst + kSizes && !both) || !PyTuple_Check(values[0]) || !PyTuple_Check(values[5]) || PyTuple_Size(values[5]) > 64)
+    return PyErr_Format(PyExc_TypeError, "bind takes a tuple of types, four functions, a shape and once or twice %zd sizes.", kSizes);
+  Bound bound{values[0], values[1], values[2], values[3], values[4], {}, {}, {}};
+  bound.params.ndim = int(PyTuple_Size(values[5]));
   for (int i = 0; i < bound.params.ndim; ++i) {
-    PyObject *const length = PyTuple_GetItem(values[2], i);
+    PyObject *const length = PyTuple_GetItem(values[5], i);
     if (!integers(&length, 1, bound.params.lengths + i)) return nullptr;
   }
-  if (!sizes(values + 3, bound.kind, bound.args)) return nullptr;
-  Py_INCREF(bound.types), Py_INCREF(bound.negated);
+  if (!sizes(values + kFirst, bound.first.kind, bound.first.args)) return nullptr;
+  if (both && !sizes(values + kFirst + kSizes, bound.last.kind, bound.last.args)) return nullptr;
+  bound.hold();
   return PyCapsule_New(new Bound(bound), Bound::kName, [](PyObject *capsule) {
     auto *held = static_cast<Bound *>(PyCapsule_GetPointer(capsule, Bound::kName));
-    Py_DECREF(held->types), Py_DECREF(held->negated);
+    held->let_go();
     delete held;
   });
 }
 
-// Bound::takes() of all of them.
-bool takes(const Bound &bound, PyObject *const *objects, int count) {
-  for (int i = 0; i < count; ++i)
-    if (!bound.takes(objects[i])) return false;
-  return true;
+// None where no exception was raised.
+PyObject *none_or_error() {
+  if (PyErr_Occurred()) return nullptr;
+  Py_RETURN_NONE;
 }
 
-PyObject *was_done(PyObject *done) {
-  if (!done) return nullptr;
-  const bool right = done == Py_None;
-  Py_DECREF(done);
-  return PyBool_FromLong(right);
-}
-
-// apply(bound, x, weight, bias, mean, var, out, stats, batch_mean, batch_var): whether it was done, which it is for plain
-// row-major arrays of those types, parameters of that shape, and a variance that is not negative.
+// apply(bound, x, weight, bias, mean, var, save): y, the packed statistics or None, and mean and variance of a batch or None;
+// made only where x and the rest are plain arrays of those types in a known order, parameters have that shape, and no variance
+// is negative: else None.
 PyObject *apply(PyObject *, PyObject *const *values, Py_ssize_t count) {
-  if (count != 10) return PyErr_Format(PyExc_TypeError, "apply takes 10 arguments; received %zd.", count);
+  if (count != 7) return PyErr_Format(PyExc_TypeError, "apply takes 7 arguments; received %zd.", count);
   const auto *bound = static_cast<Bound *>(PyCapsule_GetPointer(values[0], Bound::kName));
-  if (!bound) return nullptr;
-  if (!takes(*bound, values + 1, 5)) return PyErr_Occurred() ? nullptr : PyBool_FromLong(false);
-  PyObject *const none = Py_None, *const all[ARGUMENTS] = {values[1], none, values[2], values[3], values[4], values[5],
-                                                           values[6], values[7], none, none, none, none};
-  return was_done(on_arrays(bound->args, false, bound->kind, all, &bound->params, values + 8));
+  const int save = bound ? PyObject_IsTrue(values[6]) : -1;
+  if (save < 0) return nullptr;
+  if (!bound->takes(values + 1, 5)) return none_or_error();
+  PyObject *const none = Py_None;
+  PyObject *all[ARGUMENTS] = {values[1], none, values[2], values[3], values[4], values[5], none, none, none, none, none, none};
+  Array arrays[ARGUMENTS];
+  const Sized *sized = open_fitting(arrays, all, false, *bound);
+  if (!sized) return none_or_error();
+  const bool own = values[4] == none, of_batch = own && bound->channel != none;
+  Made made;
+  all[Y] = made.add(bound->like, values[1], true), all[STATS] = made.add(bound->packed, nullptr, save && own);
+  PyObject *const mean = made.add(bound->channel, nullptr, of_batch), *const var = made.add(bound->channel, nullptr, of_batch);
+  Batch batch;
+  if (!made.whole() || !open(arrays, all, false, true) || (of_batch && !batch.open(mean, var))) return nullptr;
+  return run(arrays, *sized, false, of_batch ? &batch : nullptr) ? made.tuple() : nullptr;
 }
 
-// pull_back(bound, x, dy, weight, bias, mean, var, dx, stats, dweight, dbias, dmean, dvar): as apply, for the gradients.
+// pull_back(bound, x, dy, weight, bias, mean, var, stats, needs): the gradients of x, weight, bias, mean and var, as apply; None
+// for each that is not needed.
 PyObject *pull_back(PyObject *, PyObject *const *values, Py_ssize_t count) {
-  if (count != 1 + ARGUMENTS) return PyErr_Format(PyExc_TypeError, "pull_back takes %d arguments; received %zd.", 1 + ARGUMENTS, count);
+  if (count != 9) return PyErr_Format(PyExc_TypeError, "pull_back takes 9 arguments; received %zd.", count);
   const auto *bound = static_cast<Bound *>(PyCapsule_GetPointer(values[0], Bound::kName));
   if (!bound) return nullptr;
-  if (!takes(*bound, values + 1, 6)) return PyErr_Occurred() ? nullptr : PyBool_FromLong(false);
-  return was_done(on_arrays(bound->args, true, bound->kind, values + 1, &bound->params));
+  if (!bound->takes(values + 1, 6)) return none_or_error();
+  PyObject *const none = Py_None;
+  PyObject *all[ARGUMENTS] = {values[1], values[2], values[3], values[4], values[5], values[6], none, values[7], none, none, none, none};
+  Array arrays[ARGUMENTS];
+  const Py_ssize_t needs = PySequence_Size(values[8]);
+  if (needs != 5) return needs < 0 ? nullptr : PyErr_Format(PyExc_TypeError, "needs must have 5 items; received %zd.", needs);
+  const Sized *sized = open_fitting(arrays, all, true, *bound);
+  if (!sized) return none_or_error();
+  constexpr int of[] = {X, WEIGHT, BIAS, GIVEN_MEAN, GIVEN_VAR}, to[] = {Y, DWEIGHT, DBIAS, DMEAN, DVAR};
+  Made made;
+  for (int i = 0; i < 5; ++i) {
+    PyObject *const need = PySequence_GetItem(values[8], i);
+    const int needed = need ? PyObject_IsTrue(need) : -1;
+    Py_XDECREF(need);
+    if (needed < 0 || !(all[to[i]] = made.add(bound->like, all[of[i]], needed && all[of[i]] != none))) return nullptr;
+  }
+  return open(arrays, all, true, true) && run(arrays, *sized, true) ? made.tuple() : nullptr;
 }
 
 PyObject *negative(PyObject *, PyObject *object) {
@@ -353,12 +430,13 @@ PyMethodDef methods[] = {
     {"empty", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(empty)), METH_FASTCALL,
      "empty(type, *shape): a DLPack capsule of uninitialized memory; 0 float32, 1 float64, 2 float16, 3 bfloat16."},
     {"bind", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(bind)), METH_FASTCALL,
-     "bind(types, negated, shape, kind, outer, groups, channels, inner, eps, offset, center): a forward call whose arrays are to come."},
+     "bind(types, negated, like, packed, channel, shape, kind, outer, groups, channels, inner, eps, offset, center): calls whose "
+     "arrays are to come; from kind on once more for x with axis 1 last in memory."},
     {"apply", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(apply)), METH_FASTCALL,
-     "apply(bound, x, weight, bias, mean, var, out, stats, batch_mean, batch_var): run it; False where an array is of another type, shape or "
-     "layout."},
+     "apply(bound, x, weight, bias, mean, var, save): y, stats, batch_mean, batch_var; None where an array is of another type, shape "
+     "or layout."},
     {"pull_back", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(pull_back)), METH_FASTCALL,
-     "pull_back(bound, x, dy, weight, bias, mean, var, dx, stats, dweight, dbias, dmean, dvar): as apply, for gradients."},
+     "pull_back(bound, x, dy, weight, bias, mean, var, stats, needs): dx, dweight, dbias, dmean, dvar; None as in apply."},
     {"negative", negative, METH_O, "Whether a value is negative; None where x is not a dense float array in host memory."},
     {"info", info, METH_NOARGS, "The instruction set and the threads in use."},
     {"served", counts, METH_NOARGS, "How many forward and backward calls kernels have served in this process."},
