@@ -104,7 +104,12 @@ def test_the_plain_path_takes_no_turns_with_native_layers(monkeypatch):
     """What it gives back to the system, they would ask for again."""
     (job,) = rows.jobs(rows.chosen(["numpy"]), workloads=SMALL)
     groups, turns = [], timing.interleaved
-    monkeypatch.setattr(timing, "interleaved", lambda thunks, *a, **k: groups.append([*thunks]) or turns(thunks, *a, **k))
+
+    def interleaved(thunks, *arguments, **options):
+        groups.append([*thunks])
+        return turns(thunks, *arguments, **options)
+
+    monkeypatch.setattr(timing, "interleaved", interleaved)
     served = iter([kernels.Served(), kernels.Served(1, 0)])
     monkeypatch.setattr(kernels, "served", lambda: next(served))
     (found,) = rows.measure(job, ["forward"], 0.01)

@@ -122,7 +122,7 @@ class TorchArrays:
         self._plain = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
     def layout(self, x: Array) -> str | None:
-        """``"first"`` for row-major, ``"last"`` for axis 1 innermost, else ``"strided"``; ``None`` for no such tensor."""
+        """``"first"`` for row-major, ``"last"`` for axis 1 innermost, else ``"strided"``; ``None`` for none such."""
         if (
             not x.is_cpu
             or x.dtype not in self._plain
