@@ -5,7 +5,7 @@
 namespace normkit {
 namespace {
 
-template <class T, bool center> inline Moments<Acc<T>> row_moments(const T *x, i64 n, double eps) {
+template <class T, bool center> inline Moments<Acc<T>> row_moments(const T *x, i64 n, double eps, i64 ahead) {
   using A = Acc<T>;
   using V = Vec<A>;
   const A pivot = center ? pivot_of(x, n) : A(0);
@@ -13,7 +13,7 @@ template <class T, bool center> inline Moments<Acc<T>> row_moments(const T *x, i
   for (i64 i = 0; i < n; i += kChunk) {
     const i64 k = least(kChunk, n - i);
     V vs{}, vq{};
-    add_run<T, center>(x + i, k, pivot, vs, vq);
+    add_run<T, center>(x + i, k, pivot, vs, vq, ahead);
     double s = sum(vs), q = sum(vq);
     if (!center) {
       spread.n += double(k), spread.m2 += q;
@@ -40,8 +40,8 @@ template <class T> inline Along<Acc<T>> along(Scratch &memory, const Args &a, co
   return {plain, paired};
 }
 
-// How far it is to the next row, which is fetched while this one is written: not if both are too long for the caches, and not
-// if all rows are short enough for them.
+// How far it is to the next row, which is fetched while this one is summed, and the one after it while this one is written: not
+// if they are too long for the caches, and not if all rows are short enough for them.
 template <class T> inline i64 row_ahead(const Args &a, i64 n) {
   return n * i64(sizeof(T)) <= 65536 && a.size() * i64(sizeof(T)) > 1 << 20 ? n : 0;
 }
@@ -53,13 +53,13 @@ inline void forward_row(const Args &a, Along<Acc<T>> weight, Along<Acc<T>> bias,
   const T *x = (const T *)a.x + row * n;
   T *y = (T *)a.y + row * n;
   const Along<A> w = weight + first, b = bias + first;
-  Moments<A> m = row_moments<T, center>(x, n, a.eps);
+  Moments<A> m = row_moments<T, center>(x, n, a.eps, a.inner == 1 ? ahead : 0);
   if (m.exact) {
     const Exact exact(Set<const T>{x, 1, 0, n}, a.eps, center, m);
     for (i64 i = 0; i < n; ++i) put(y + i, A(exact(x + i) * get(w.plain + i / a.inner) + get(b.plain + i / a.inner)));
   } else if (a.inner == 1) {
     map(y, n, a.stream, [=](auto tag, i64 i) {
-      if (ahead) tag.fetch(x + ahead + i);
+      if (ahead) tag.fetch(x + 2 * ahead + i);
       if constexpr (center) return m(tag.at(x + i)) * tag.at(w + i) + tag.at(b + i);
       else return tag.at(x + i) * m.rstd * tag.at(w + i) + tag.at(b + i);
     });
@@ -83,7 +83,7 @@ inline void forward_block(const Args &a, Along<Acc<T>> w, Along<Acc<T>> b, i64 r
   using A = Acc<T>;
   using V = Vec<A>;
   constexpr int W = kLanes<A>;
-  const i64 n = N ? N : a.channels;
+  const i64 n = N ? N : a.channels, ahead = R * row_ahead<T>(a, n);
   const double count = double(n), share = 1 / count;
   const T *x = (const T *)a.x + row * n;
   T *y = (T *)a.y + row * n;
@@ -105,7 +105,7 @@ inline void forward_block(const Args &a, Along<Acc<T>> w, Along<Acc<T>> b, i64 r
   for (int first = 0; first < R; first += 4) {
     for (int r = 0; r < 4; ++r) {
       V sum{}, squares{};
-      add_run<T, center>(x + (first + r) * n, n, pivot[first + r], sum, squares);
+      add_run<T, center>(x + (first + r) * n, n, pivot[first + r], sum, squares, ahead);
       vs[r] = sum, vq[r] = squares;
     }
     sums(vs, s + first), sums(vq, q + first);
@@ -139,13 +139,11 @@ inline void forward_block(const Args &a, Along<Acc<T>> w, Along<Acc<T>> b, i64 r
       store_pair<decltype(past)::value>(y + r * n + i, {at(r, x1, w1, b1), at(r, x2, w2, b2)});
     }
   };
-  const i64 pairs = n / (2 * W) * (2 * W), ahead = R * row_ahead<T>(a, n);
+  const i64 pairs = n / (2 * W) * (2 * W);
   const auto by_row = [&](auto past) {
     for (int r = 0; r < R; ++r)
       for (i64 i = 0; i < pairs; i += 2 * W) {
-        // What the next rows' pivots wait for goes to the first-level cache.
-        const T *later = x + ahead + r * n + i;
-        i < 4 * W ? fetch_near<2 * W>(later) : fetch<2 * W>(later);
+        fetch<2 * W>(x + 2 * ahead + r * n + i);
         rows(i, r, r + 1, past);
       }
   };
@@ -253,11 +251,11 @@ inline void project(const T *x, const T *dy, Along<Acc<T>> w, i64 n, const Momen
 
 // The same over a run of any length, in double.
 template <class T, bool center, bool weighted>
-inline void project(const T *x, const T *dy, Along<Acc<T>> w, i64 n, const Moments<Acc<T>> &m, double &s, double &q) {
+inline void project(const T *x, const T *dy, Along<Acc<T>> w, i64 n, const Moments<Acc<T>> &m, double &s, double &q, i64 ahead = 0) {
   using V = Vec<Acc<T>>;
   for (i64 i = 0; i < n; i += kChunk) {
     V vs{}, vq{};
-    project<T, center, weighted>(x + i, dy + i, weighted ? w + i : w, least(kChunk, n - i), m, vs, vq);
+    project<T, center, weighted>(x + i, dy + i, weighted ? w + i : w, least(kChunk, n - i), m, vs, vq, ahead);
     s += sum(vs), q += sum(vq);
   }
 }
@@ -271,19 +269,19 @@ inline void backward_rows(const Args &a, Along<Acc<T>> w, i64 row, i64 n, Acc<T>
   T *dx[rows];
   Moments<A> m[rows];
   A c1[rows] = {}, c2[rows] = {};
+  const i64 ahead = a.stream || n >= 256 ? rows * row_ahead<T>(a, n) : 0, later = n >= 256 ? ahead : 0;
   for (int r = 0; r < rows; ++r) {
     x[r] = (const T *)a.x + (row + r) * n, dy[r] = (const T *)a.dy + (row + r) * n;
     dx[r] = a.y ? (T *)a.y + (row + r) * n : nullptr;
     m[r] = saved<A>(a, row + r);
     if (!a.y) continue;
     double s = 0, q = 0;
-    project<T, center, true>(x[r], dy[r], w, n, m[r], s, q);
+    project<T, center, true>(x[r], dy[r], w, n, m[r], s, q, later);
     c1[r] = center ? A(s / double(n)) : 0, c2[r] = A(q / double(n));
   }
-  const i64 ahead = a.stream || n >= 256 ? rows * row_ahead<T>(a, n) : 0;
   // The sums are kept in the order of pairs.
   const auto step = [&](auto tag, i64 i, auto emit, auto keep) {
-    for (int r = 0; ahead && r < rows; ++r) tag.fetch(x[r] + ahead + i), tag.fetch(dy[r] + ahead + i);
+    for (int r = 0; ahead && r < rows; ++r) tag.fetch(x[r] + ahead + later + i), tag.fetch(dy[r] + ahead + later + i);
     const auto weight = tag.at(w + i);
     std::decay_t<decltype(weight)> sb{}, sw{};
     for (int r = 0; r < rows; ++r) {

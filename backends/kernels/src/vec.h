@@ -193,10 +193,6 @@ inline void fence() {
 template <i64 n, class T> inline void fetch(const T *p) {
   for (size_t byte = 0; byte < n * sizeof(T); byte += 64) __builtin_prefetch((const char *)p + byte, 0, 2);
 }
-// The same, into the first level.
-template <i64 n, class T> inline void fetch_near(const T *p) {
-  for (size_t byte = 0; byte < n * sizeof(T); byte += 64) __builtin_prefetch((const char *)p + byte);
-}
 
 template <class A> inline Vec<A> splat(A value) { return value - Vec<A>{}; }
 
