@@ -67,7 +67,9 @@ def _remembered(plan: Plan, what: str, find: Callable[[Plan, str], Any]) -> Any:
 
 def _route(plan: Plan, layout: str) -> Route | None:
     axes = range(len(plan.shape))
-    return _along(plan, (0, *axes[2:], 1) if layout == "last" else tuple(axes))
+    if layout == "first":
+        return _along(plan, tuple(axes))
+    return _along(plan, (0, *axes[2:], 1)) if len(axes) > 2 else None
 
 
 def _reordered(plan: Plan, _: str) -> Reordered:

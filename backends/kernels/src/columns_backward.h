@@ -1,6 +1,7 @@
 // Gradients of columns.h: column sums of dy and dy·x̂, then dx, both over blocks of rows; with given statistics in one pass.
 #pragma once
 #include "columns.h"
+#include "rows_backward.h"
 
 namespace normkit {
 namespace {

@@ -1,4 +1,5 @@
 // The table of kernels for the instruction set that this file is compiled for; it is compiled once for each.
+#include "channels_backward.h"
 #include "columns_backward.h"
 
 #ifndef NORMKIT_TABLE
