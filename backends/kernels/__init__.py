@@ -60,7 +60,7 @@ def accelerates(plan: Plan, operands: Operands) -> bool:
     However small x is: a native layer is never called in place of a kernel, for its numbers are others, and accuracy is
     what is promised. Where PyTorch's own layer is faster on one thread (medians of turns, float32): layer norm below
     40 KB (by 1.4 of 4.5 µs at most); with a gradient, where the time is that of autograd's Python functions, layer norm
-    below 200 KB, batch norm below 50 KB, of matrices below 150 KB. In a compiled graph the operator serves from the
+    below 250 KB, batch norm below 60 KB, of matrices below 200 KB. In a compiled graph the operator serves from the
     sizes that ``SMALLEST`` in backends/torch/ops.py says, and the composition below, or where y is a single loop.
     """
     return mode != "0" and allows(plan, refusal(plan, operands))
