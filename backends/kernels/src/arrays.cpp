@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "dlpack.h"
+#include "order.h"
 
 namespace normkit {
 namespace {
@@ -28,23 +29,6 @@ template <class N> bool dense(int ndim, const N *shape, const N *strides, int64_
     if (shape[next] != 1) expected *= shape[next];
   }
   return true;
-}
-
-// Whether they are in row-major order besides, from axis `first` on.
-template <class N> bool ordered(int ndim, const N *shape, const N *strides, int64_t unit, int first = 0) {
-  if (!strides) return true;
-  for (int d = ndim; d-- > first; unit *= shape[d])
-    if (shape[d] != 1 && strides[d] != unit) return false;
-  return true;
-}
-
-// Whether axis 1 is innermost, and the others in row-major order around it.
-template <class N> bool ordered_last(int ndim, const N *shape, const N *strides, int64_t unit) {
-  if (ndim < 3 || !strides || (shape[1] != 1 && strides[1] != unit)) return false;
-  unit *= shape[1];
-  if (!ordered(ndim, shape, strides, unit, 2)) return false;
-  for (int d = 2; d < ndim; ++d) unit *= shape[d];
-  return shape[0] == 1 || strides[0] == unit;
 }
 
 struct Known {
@@ -127,8 +111,8 @@ bool Array::open_tensor(const dlpack::Tensor &tensor, const char *name) {
     return false;
   }
   ndim = tensor.ndim, shape = tensor.shape;
-  row_major = ordered(tensor.ndim, tensor.shape, tensor.strides, 1);
-  channels_last = !row_major && ordered_last(tensor.ndim, tensor.shape, tensor.strides, 1);
+  row_major = in_order(tensor.ndim, tensor.shape, tensor.strides, 1, false);
+  channels_last = !row_major && in_order(tensor.ndim, tensor.shape, tensor.strides, 1, true);
   count = 1;
   for (int d = 0; d < tensor.ndim; ++d) count *= tensor.shape[d];
   if (!tensor.data && count) return PyErr_Format(PyExc_ValueError, "%s has no memory.", name), false;
@@ -151,8 +135,8 @@ bool Array::open_buffer(PyObject *object, const char *name, bool written) {
   }
   static_assert(sizeof(Py_ssize_t) == sizeof(int64_t));
   ndim = hold_.ndim, shape = reinterpret_cast<const int64_t *>(hold_.shape), as_bits = type == BF16;
-  row_major = ordered(hold_.ndim, hold_.shape, hold_.strides, hold_.itemsize);
-  channels_last = !row_major && ordered_last(hold_.ndim, hold_.shape, hold_.strides, hold_.itemsize);
+  row_major = in_order(hold_.ndim, hold_.shape, hold_.strides, hold_.itemsize, false);
+  channels_last = !row_major && in_order(hold_.ndim, hold_.shape, hold_.strides, hold_.itemsize, true);
   count = hold_.len / hold_.itemsize;
   data = hold_.buf;
   return true;

@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "call.h"
+#include "order.h"
 #include "threads.h"
 
 namespace normkit {
@@ -46,17 +47,6 @@ void require(int error) {
   if (error) throw std::runtime_error(torch.what());
 }
 
-// Size-1 axes may have any stride.
-bool dense(int64_t ndim, const int64_t *sizes, const int64_t *strides, bool last) {
-  int64_t expected = 1;
-  for (int64_t k = 0; k < ndim; ++k) {
-    const int64_t d = !last ? ndim - 1 - k : k == 0 ? 1 : k == ndim - 1 ? 0 : ndim - k;
-    if (sizes[d] != 1 && strides[d] != expected) return false;
-    expected *= sizes[d];
-  }
-  return true;
-}
-
 struct Tensor {
   Handle handle = nullptr;
   void *data = nullptr;
@@ -76,8 +66,8 @@ struct Tensor {
     for (int64_t d = 0; d < ndim; ++d) count *= sizes[d];
     return ndim < kDims && count && (require(torch.data(h, &data)), data);
   }
-  bool row_major() const { return dense(ndim, sizes, strides, false); }
-  bool channels_last() const { return ndim > 2 && dense(ndim, sizes, strides, true); }
+  bool row_major() const { return in_order(ndim, sizes, strides, 1, false); }
+  bool channels_last() const { return in_order(ndim, sizes, strides, 1, true); }
   Tensor like() const { return made(ndim, sizes, strides, dtype); }
   Tensor made(int64_t dims, const int64_t *lengths, const int64_t *steps, int32_t kind) const {
     Tensor t;
