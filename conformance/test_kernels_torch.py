@@ -30,7 +30,7 @@ ROWS = [
 
 @pytest.fixture(autouse=True)
 def _of_any_size(monkeypatch):
-    monkeypatch.setattr(ops, "SMALLEST", 0)
+    monkeypatch.setattr(ops, "SMALLEST", (0, 0))
     monkeypatch.setattr(ops, "SMALLEST_GIVEN", 0)
 
 
@@ -198,7 +198,7 @@ def test_what_stays_plain_operations(count, monkeypatch):
     assert count().forward == before
     compiled(x)
     assert count().forward == before + 1  # another mode is another graph
-    monkeypatch.setattr(ops, "SMALLEST", 25)
+    monkeypatch.setattr(ops, "SMALLEST", (25, 25))
     torch.compiler.reset()
     compiled(x)
     assert count().forward == before + 1

@@ -33,13 +33,27 @@ def _short(values: torch.Tensor, axes: tuple[int, ...]) -> bool:
     return type(n) is int and n <= (1024 if along else 32)
 
 
-def _stored(values: torch.Tensor) -> torch.Tensor:
-    """The same, of which Inductor makes a buffer: it would take the root again for each vector of a row."""
-    return values.as_strided(values.shape, values.stride())
+def _stages(values: torch.Tensor, axes: tuple[int, ...]) -> tuple[list[int], tuple[int, ...], tuple[int, ...]] | None:
+    """How such a loop adds up to 32 numbers across memory, and another up to 32 of these sums."""
+    shape, last = list(values.shape), axes[-1]
+    if any(type(n) is not int for n in shape) or last == values.ndim - 1:
+        return None
+    run = next((k for k in range(min(32, shape[last]), 1, -1) if shape[last] % k == 0), 1)
+    shape[last : last + 1] = [shape[last] // run, run]
+    return (shape, (last + 1,), (*axes, last + 1)) if math.prod(shape[a] for a in axes) <= 32 else None
+
+
+def _stored(values: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    """The same, of which Inductor makes a buffer: it would take the root again for each vector of a row.
+
+    It is of the shape that sums over ``axes`` have there, and takes the place of one.
+    """
+    flat = values.squeeze(axes)
+    return flat.as_strided(flat.shape, flat.stride()).reshape(values.shape)
 
 
 #: For gradients within such loops.
-_ADDED_BY_ONE = Habits(wide=True, short=_short, stored=_stored)
+_ADDED_BY_ONE = Habits(wide=True, short=_short, stages=_stages, flat=True, stored=_stored)
 
 
 class TorchBackend(ArrayBackend):
@@ -87,7 +101,7 @@ class TorchBackend(ArrayBackend):
         x = operands.x
         recorded = _recorded(operands)
         if torch.compiler.is_compiling() and ops.serves(plan, operands, recorded):
-            return ops.apply(plan, operands)
+            return ops.apply(plan, operands, recorded)
         traced = _traced(x)
         done = None if traced else kernels.apply(plan, operands, save=recorded)
         if done is not None:
@@ -182,20 +196,23 @@ def _plain(plan: Plan, operands: Operands) -> tuple[torch.Tensor, BatchStats | N
 
 def _fused_habits(plan: Plan, x: torch.Tensor, habits: Habits) -> Habits:
     """Of what Inductor makes loops of, on a processor."""
-    habits = habits._replace(one_pass=True)
-    n = x.numel()
+    habits = habits._replace(one_pass=True, flat=True)
+    n, along = x.numel(), x.stride(-1) == 1 and len(plan.view) - 1 in plan.axes
+    if x.is_contiguous() and _many_in_lanes(plan, n):
+        habits = habits._replace(lanes=ops.LANES)
     if n < ops.SMALLEST_STORED:
         return habits
-    along = x.stride(-1) == 1 and len(plan.view) - 1 in plan.axes
-    if plan.trailing and x.is_contiguous() and _many_in_lanes(n, plan.count):
-        habits = habits._replace(lanes=ops.LANES)
     return habits._replace(stored=_stored, stored_mean=unchanged if along and n < ops.SMALLEST_MEAN else _stored)
 
 
-def _many_in_lanes(n: Any, count: Any) -> bool:
-    """Whether n numbers, ``count`` of them to a set, are known to be many sets of whole lanes."""
-    known = type(n) is int and type(count) is int
-    return known and count % ops.LANES == 0 and count > 8 * ops.LANES and n >= ops.LANES * count
+def _many_in_lanes(plan: Plan, n: Any) -> bool:
+    """Whether n numbers are known to be many sets of as many numbers or more next to each other."""
+    run: Any = 1
+    axis = len(plan.view) - 1
+    while axis in plan.axes:
+        run, axis = run * plan.view[axis], axis - 1
+    count: Any = plan.count
+    return type(n) is int and type(count) is int and run >= ops.LANES and n >= ops.LANES * count
 
 
 class _Normalize(torch.autograd.Function):
@@ -278,8 +295,9 @@ def _call(x, weight, bias, mean, var, label, axes, numbers):
         return []
     if x.dtype not in _FLOATING or not BACKEND.suit(given, plan.param_shape, x.device):
         return []
-    if ops.serves(plan, given, _recorded(given)):
-        y, stats = ops.apply(plan, given)
+    recorded = _recorded(given)
+    if ops.serves(plan, given, recorded):
+        y, stats = ops.apply(plan, given, recorded)
         return [y] if stats is None else [y, *stats[:2]]
     y, *stats = _Normalize.apply(plan, *_widened(plan, given))
     return [y, *stats[:2]]

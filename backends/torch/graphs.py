@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
-from normkit import _calls
+from normkit import _calls, functional
 from normkit.backends import kernels
 from normkit.backends.torch import ops
 from normkit.core.normalize import BatchStats
@@ -59,6 +61,58 @@ def shortened(made: Callable[[Callable], Callable]) -> Callable[[Callable], Call
     return mark
 
 
+def closed(*used: Any) -> Callable[[Callable[..., Callable]], Callable]:
+    """Call what makes a function with all that the function uses, and mark that: its other form is another such."""
+
+    def mark(make: Callable[..., Callable]) -> Callable:
+        return shortened(lambda _: make(*used))(make(*used))
+
+    return mark
+
+
+#: Of a function that users call: the plan, its numbers after axis and eps, and what is composed where it is another.
+_FUNCTIONS: dict[Callable, tuple[Callable[..., Plan], tuple[str, ...], dict[str, Any]]] = {
+    functional.layer_norm: (_calls.layer_plan, (), {}),
+    functional.rms_norm: (_calls.rms_plan, ("weight_offset",), {"cast": "output"}),
+    functional.group_norm: (_calls.group_plan, ("num_groups",), {}),
+    functional.instance_norm: (_calls.instance_plan, (), {}),
+    functional.batch_norm: (_calls.batch_plan, (), {}),
+    functional.batch_norm_train: (_calls.batch_train_plan, (), {"virtual_batch_size": None, "single_value": "raise"}),
+}
+
+
+def entry(function: Callable) -> Callable:
+    """The same function for layers to call, of which torch.compile does not check the defaults and where it leads.
+
+    The one that users have stays as it is, for they may hand it to what asks for its name.
+    """
+    copied = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    build, numbers, usual = _FUNCTIONS[function]
+    numbers = ("axis", "eps", *numbers)
+    return shortened(lambda _: _short_function(function, build, numbers, usual, _at_once(), zip, len, any))(copied)
+
+
+def _short_function(function, build, numbers, usual, at_once, zip, len, any):
+    parameters = inspect.signature(function).parameters
+    names, optional = tuple(parameters), {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+    most = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters.values())
+    arrays, train = ("x", "weight", "bias", "mean", "var", "mask", "lengths"), build is _calls.batch_train_plan
+
+    def short(*args, **kwargs):
+        given = {n: a for n, a in zip(names, args)}  # noqa: C416  of dict() there would be more to check
+        known = len(args) <= most and not any([n in given or n not in names for n in kwargs])
+        given = {**optional, **given, **kwargs}
+        if not known or any([n not in given for n in names]) or any([given[n] != usual[n] for n in usual]):
+            return function(*args, **kwargs)
+        done = at_once(*[given.get(n) for n in arrays], build, *[given[n] for n in numbers])
+        if done is None:
+            return function(*args, **kwargs)
+        return (done[0], done[2]) if train else done[0]
+
+    return short
+
+
 def start_again() -> None:
     """Have torch.compile, where it is reading, read anew: it has met much that it would check before each call."""
     if torch._guards.TracingContext.try_get() is not None:
@@ -84,11 +138,15 @@ def _substitute() -> None:
     All that this uses is in a closure, of a function that no module holds: there is nothing to check again, but for the
     kernels' mode.
     """
-    call, Tensor = torch.ops.normkit.call.default, torch.Tensor
-    short = _short(call, Tensor, label, kernels.current, BatchStats, isinstance, type, int, float, tuple)
-    torch.compiler.substitute_in_graph(_calls.at_once)(short)
+    torch.compiler.substitute_in_graph(_calls.at_once)(_at_once())
     for original, made in _others.items():
         torch.compiler.substitute_in_graph(original)(made())
+
+
+@functools.cache
+def _at_once() -> Callable:
+    call, Tensor = torch.ops.normkit.call.default, torch.Tensor
+    return _short(call, Tensor, label, kernels.current, BatchStats, isinstance, type, int, float, tuple)
 
 
 def _short(call, Tensor, label, current, BatchStats, isinstance, type, int, float, tuple):

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from normkit import _policies, functional
 from normkit import _validate as check
-from normkit import functional
 from normkit._dispatch import backend_of
 from normkit._layer import call
-from normkit._policies import SETTINGS, USUAL, Policed, batch_norm, with_settings
+from normkit._policies import SETTINGS, USUAL, Policed, with_settings
+from normkit.backends.torch import graphs
 from normkit.backends.torch.ops import kept
 from normkit.backends.torch.statistics import count_batch, count_by, count_instances, count_once
 from normkit.core.normalize import BatchStats
@@ -35,6 +36,12 @@ __all__ = [
     "RMSNorm",
     "count_once",
 ]
+
+Axes = tuple[int, ...]
+
+layer_norm, rms_norm = graphs.entry(functional.layer_norm), graphs.entry(functional.rms_norm)
+group_norm, instance_norm = graphs.entry(functional.group_norm), graphs.entry(functional.instance_norm)
+batch_norm, batch_norm_train = graphs.entry(functional.batch_norm), graphs.entry(functional.batch_norm_train)
 
 # What torch.compile asks of it is there before it reads a layer.
 backend_of("x", torch.empty(0))
@@ -134,13 +141,13 @@ class BatchNormForward(PolicedModule):
                 mean, var = kept(mean), kept(var)
             modes = policies._replace(use_batch_stats=by_batch, update_stats=updated)
             options = {"axis": 1, "eps": self.eps}
-            y, stats, _ = batch_norm(
+            y, stats, _ = _policies.batch_norm(
                 modes, True, call, lambda x, *_, **__: self._by_batch(x), input, mean, var, weight, bias, **options
             )
         elif by_batch:
             y, stats = self._by_batch(input)
         else:
-            return functional.batch_norm(input, mean, var, weight, bias, eps=self.eps)
+            return batch_norm(input, mean, var, weight, bias, eps=self.eps)
         if updated and stats is not None:
             if policies is USUAL:
                 count_batch(self, stats, self._unbiased)
@@ -151,14 +158,14 @@ class BatchNormForward(PolicedModule):
     def _by_batch(self: Any, input: Tensor) -> tuple[Tensor, BatchStats]:
         policies = self.__dict__.get("_policies", USUAL)
         refused = "raise" if policies is USUAL or policies.single_value == "raise" else "zero"
-        return functional.batch_norm_train(input, self.weight, self.bias, eps=self.eps, single_value=refused)
+        return batch_norm_train(input, self.weight, self.bias, eps=self.eps, single_value=refused)
 
 
 class FrozenBatchNormForward:
     """Batch norm by the layer's statistics, in either mode."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 class InstanceNormForward(PolicedModule):
@@ -182,11 +189,11 @@ class InstanceNormForward(PolicedModule):
                 f"variance."
             )
         if by_instance and not (single and policies.single_value == "running"):
-            y = functional.instance_norm(input, weight, bias, eps=self.eps)
+            y = instance_norm(input, weight, bias, eps=self.eps)
         else:
             if policies is not USUAL and updated:
                 mean, var = kept(mean), kept(var)
-            y = functional.batch_norm(input, mean, var, weight, bias, eps=self.eps)
+            y = batch_norm(input, mean, var, weight, bias, eps=self.eps)
         if updated and (by_instance or policies is not USUAL):
             count_instances(self, input, policies)
         return y
@@ -197,7 +204,7 @@ class LayerNormForward:
 
     def forward(self: Any, input: Tensor) -> Tensor:
         axis = trailing(self.normalized_shape, input)
-        return functional.layer_norm(input, self.weight, self.bias, axis=axis, eps=self.eps)
+        return layer_norm(input, self.weight, self.bias, axis=axis, eps=self.eps)
 
 
 class LayerNorm2dForward:
@@ -205,7 +212,7 @@ class LayerNorm2dForward:
 
     def forward(self: Any, input: Tensor) -> Tensor:
         channels(self.normalized_shape, input)
-        return functional.layer_norm(input, self.weight, self.bias, axis=1, eps=self.eps)
+        return layer_norm(input, self.weight, self.bias, axis=1, eps=self.eps)
 
 
 class RMSNormForward:
@@ -213,7 +220,7 @@ class RMSNormForward:
 
     def forward(self: Any, input: Tensor) -> Tensor:
         axis = trailing(self.normalized_shape, input)
-        return functional.rms_norm(input, self.weight, axis=axis, eps=self._eps_for(input))
+        return rms_norm(input, self.weight, axis=axis, eps=self._eps_for(input))
 
     def _eps_for(self: Any, input: Tensor) -> float:
         if self.eps is not None:
@@ -225,40 +232,53 @@ class GroupNormForward:
     """Group norm, channels at axis 1."""
 
     def forward(self: Any, input: Tensor) -> Tensor:
+        groups = self.num_groups
+        divisible(input, groups, self.weight, type(self).__name__)
+        return group_norm(input, groups, self.weight, self.bias, eps=self.eps)
+
+
+@graphs.closed(floating, len, list, tuple, math.prod)
+def divisible(floating, len, list, tuple, prod):
+    def divisible(input: Tensor, groups: int, weight: Tensor | None, layer: str) -> None:
+        """Floating-point channels that groups divide, with more than one value each."""
         floating(input, "group_norm")
-        shape, groups = input.shape, self.num_groups
+        shape = input.shape
         if len(shape) < 2:
             raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {len(shape)}")
-        if self.weight is not None and shape[1] != len(self.weight):
+        if weight is not None and shape[1] != len(weight):
             raise RuntimeError(
-                f"{type(self).__name__} holds {len(self.weight)} channels; got an input of size {tuple(shape)}, with "
-                f"{shape[1]} at dim 1."
+                f"{layer} holds {len(weight)} channels; got an input of size {tuple(shape)}, with {shape[1]} at dim 1."
             )
         if shape[1] % groups:
             raise RuntimeError(
                 f"Expected number of channels in input to be divisible by num_groups, but got input of shape "
                 f"{list(shape)} and num_groups={groups}"
             )
-        if shape[0] * shape[1] // groups * math.prod(shape[2:]) == 1:
+        if shape[0] * shape[1] // groups * prod(shape[2:]) == 1:
             raise ValueError(
                 f"Expected more than 1 value per channel when training, got input size {list(shape)}: one value has no "
                 f"variance."
             )
-        return functional.group_norm(input, groups, self.weight, self.bias, eps=self.eps)
+
+    return divisible
 
 
-def trailing(normalized_shape: tuple[int, ...], input: Tensor) -> tuple[int, ...]:
-    """The last axes of a floating-point input, after a look at their lengths."""
-    floating(input, "Normalization")
-    count = len(normalized_shape)
-    if not count:
-        raise RuntimeError("Expected normalized_shape to be at least 1-dimensional, but got normalized_shape = []")
-    if input.shape[-count:] != normalized_shape:
-        raise RuntimeError(
-            f"Given normalized_shape={list(normalized_shape)}, expected input with shape "
-            f"[*, {', '.join(map(str, normalized_shape))}], but got input of size{list(input.shape)}"
-        )
-    return tuple(range(-count, 0))
+@graphs.closed(floating, len, range, tuple)
+def trailing(floating, len, range, tuple):
+    def trailing(normalized_shape: Axes, input: Tensor) -> Axes:
+        """The last axes of a floating-point input, after a look at their lengths."""
+        floating(input, "Normalization")
+        count = len(normalized_shape)
+        if not count:
+            raise RuntimeError("Expected normalized_shape to be at least 1-dimensional, but got normalized_shape = []")
+        if input.shape[-count:] != normalized_shape:
+            raise RuntimeError(
+                f"Given normalized_shape={list(normalized_shape)}, expected input with shape "
+                f"[*, {', '.join(map(str, normalized_shape))}], but got input of size{list(input.shape)}"
+            )
+        return tuple(range(-count, 0))
+
+    return trailing
 
 
 def channels(normalized_shape: tuple[int, ...], input: Tensor) -> None:
@@ -277,6 +297,7 @@ class BatchNorm1d(BatchNormForward, nn.BatchNorm1d):
     """:class:`torch.nn.BatchNorm1d` with normkit's numbers: (N, C) or (N, C, L); see :class:`BatchNorm2d`."""
 
     __init__ = configured(nn.BatchNorm1d)
+    _check_input_dim = nn.BatchNorm1d._check_input_dim
 
 
 class BatchNorm2d(BatchNormForward, nn.BatchNorm2d):
@@ -299,12 +320,15 @@ class BatchNorm2d(BatchNormForward, nn.BatchNorm2d):
     """
 
     __init__ = configured(nn.BatchNorm2d)
+    # Found at once: torch.compile would check that no class before the one that has it has another.
+    _check_input_dim = nn.BatchNorm2d._check_input_dim
 
 
 class BatchNorm3d(BatchNormForward, nn.BatchNorm3d):
     """:class:`torch.nn.BatchNorm3d` with normkit's numbers: (N, C, D, H, W); see :class:`BatchNorm2d`."""
 
     __init__ = configured(nn.BatchNorm3d)
+    _check_input_dim = nn.BatchNorm3d._check_input_dim
 
 
 class InstanceNorm1d(InstanceNormForward, nn.InstanceNorm1d):

@@ -24,15 +24,17 @@ _PARAMETERS = "Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var"
 #: Safe in any layout; of branch-free operations.
 _HABITS = Habits(wide=True, staged=True)
 
-#: From so many elements a graph has the operator: to call it costs what Inductor's own loops take for 30 thousand, and
-#: those join their neighbours; where no moments are computed they are one loop. Measured.
-SMALLEST = 1 << 15
+#: From so many elements a graph has the operator, without a gradient and with one: to call it, and for a gradient
+#: twice, costs what Inductor's own loops take for these, and those join their neighbours. Measured.
+SMALLEST = (1 << 15, 3 << 15)
+#: And where no moments are computed: with a gradient, for without one that is one loop.
 SMALLEST_GIVEN = 1 << 20
 #: From so many a buffer for each row's factor costs less than to compute it anew for each vector of the row.
 SMALLEST_STORED = 1 << 11
 #: From so many one for each row's mean does.
 SMALLEST_MEAN = 1 << 13
-#: Of so many sets or more, each sum is taken in so many side by side.
+#: Of so many sets or more, each sum along memory is taken in so many side by side: the numbers of a vector. Of fewer,
+#: Inductor would have all threads share each sum.
 LANES = 16
 
 _library = torch.library.Library("normkit", "DEF")
@@ -49,6 +51,8 @@ _library.define(
 _library.define(f"normalize(Tensor x, {_PARAMETERS}, {_CALL}) -> (Tensor y, Tensor stats)")
 for _name in ("forward", "forward_of_any"):
     _library.define(f"{_name}(Tensor x, {_PARAMETERS}, {_CALL}) -> (Tensor y, Tensor stats)")
+for _name in ("y", "y_of_any"):
+    _library.define(f"{_name}(Tensor x, {_PARAMETERS}, {_CALL}) -> Tensor")
 for _name in ("backward", "backward_of_any"):
     _library.define(f"{_name}(Tensor x, {_PARAMETERS}, Tensor stats, Tensor dy, {_CALL}, int needs) -> Tensor[]")
 
@@ -59,6 +63,7 @@ def serves(plan: Plan, operands: Operands, recorded: bool) -> bool:
     ``recorded``: its gradient may be taken. If not, and with given statistics, it is one loop, best left to Inductor.
     """
     x = operands.x
+    smallest = SMALLEST[recorded] if operands.mean is None else SMALLEST_GIVEN
     return (
         kernels.mode != "0"
         and kernels.built
@@ -66,15 +71,17 @@ def serves(plan: Plan, operands: Operands, recorded: bool) -> bool:
         and unwritten(plan) is None
         and x.is_cpu
         and (recorded or operands.mean is None)
-        and x.numel() >= (SMALLEST if operands.mean is None else SMALLEST_GIVEN)
+        and x.numel() >= smallest
         and not torch.compiler.is_exporting()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
 
 
-def apply(plan: Plan, operands: Operands) -> tuple[torch.Tensor, BatchStats | None]:
+def apply(plan: Plan, operands: Operands, recorded: bool) -> tuple[torch.Tensor, BatchStats | None]:
     """Normalize by the operator."""
+    if not recorded and plan.layer != "batch_norm_train":
+        return torch.ops.normkit.y(*operands[:5], *_call(plan)), None
     y, stats = torch.ops.normkit.normalize(*operands[:5], *_call(plan))
     if plan.layer != "batch_norm_train":
         return y, None
@@ -150,6 +157,11 @@ def _forward(x, weight, bias, mean, var, *call):
     return y, _room(x, plan) if stats is None else stats
 
 
+def _y(x, weight, bias, mean, var, *call):
+    plan, operands = _kept_plan(tuple(x.shape), *call), Operands(x, weight, bias, mean, var)
+    return torch.empty_like(x) if plan.empty else kernels.forward(plan, operands, save=False)[0]
+
+
 def _needed(bits: int) -> list[bool]:
     return [bool(bits >> i & 1) for i in range(5)]
 
@@ -165,6 +177,10 @@ def _backward(x, weight, bias, mean, var, stats, dy, *call_and_needs):
 
 def _forward_fake(x, weight, bias, mean, var, *call):
     return torch.empty_like(x), _room(x, _plan(tuple(x.shape), *call))
+
+
+def _y_fake(x, weight, bias, mean, var, *call):
+    return torch.empty_like(x)
 
 
 def _backward_fake(x, weight, bias, mean, var, stats, dy, *call_and_needs):
@@ -223,6 +239,7 @@ _library.impl("normalize", _normalize, "CompositeImplicitAutograd")
 native = kernels.torch_operators(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")
 for _names, _run, _fake in (
     (("forward", "forward_of_any"), _forward, _forward_fake),
+    (("y", "y_of_any"), _y, _y_fake),
     (("backward", "backward_of_any"), _backward, _backward_fake),
 ):
     for _name in _names:

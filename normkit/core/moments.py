@@ -37,7 +37,11 @@ def never(values: Array, axes: tuple[int, ...]) -> bool:
     return False
 
 
-def unchanged(values: Array) -> Array:
+def at_once(values: Array, axes: tuple[int, ...]) -> None:
+    """No sum is taken in stages."""
+
+
+def unchanged(values: Array, axes: tuple[int, ...]) -> Array:
     """For libraries that store every result anyway."""
     return values
 
@@ -49,6 +53,8 @@ class Habits(NamedTuple):
     wide: bool = False
     #: Which sums are so short that float32 holds them as well.
     short: Callable[[Array, tuple[int, ...]], bool] = never
+    #: Of others, a shape in which two stages of them are: the axes of the first and of the second.
+    stages: Callable[[Array, tuple[int, ...]], tuple[list[Any], tuple[int, ...], tuple[int, ...]] | None] = at_once
     #: Of several axes the last may be summed in float32 before: for a library that adds well along one axis, and for
     #: which float64 is slow.
     staged: bool = False
@@ -60,14 +66,16 @@ class Habits(NamedTuple):
     #: Then add the last axes' numbers in so many sums side by side, and those in pairs: for a compiler that is slow to
     #: add up a vector.
     lanes: int = 0
+    #: Store sums without the axes that they are over: for a compiler that makes another view of them otherwise.
+    flat: bool = False
     #: How to choose between squares of ``d`` and squares of ``d`` times a power of two.
     rescue: Callable[[Plain, Rescued], tuple[Array, ...]] = rescue_always
     #: How to round to a narrower dtype, where a compiler leaves out a cast there and back.
     rounded: Callable[[Any, Array, Any], Array] = there_and_back
     #: How to have a set's factor stored, where a compiler computes it anew for each of the elements.
-    stored: Callable[[Array], Array] = unchanged
+    stored: Callable[[Array, tuple[int, ...]], Array] = unchanged
     #: And its mean, where it is another from element to element.
-    stored_mean: Callable[[Array], Array] = unchanged
+    stored_mean: Callable[[Array, tuple[int, ...]], Array] = unchanged
 
 
 class Moments(NamedTuple):
@@ -128,11 +136,27 @@ def total(xp, x: Array, axes: tuple[int, ...], habits: Habits) -> Array:
     if habits.longest:
         return _in_stages(xp, x, axes, habits)
     if not habits.wide or x.dtype == xp.float64 or habits.short(x, axes):
-        return xp.sum(x, axis=axes, keepdims=True)
+        return _sum(xp, x, axes, habits)
+    if stages := habits.stages(x, axes):
+        shape, first, second = stages
+        found = xp.sum(xp.sum(xp.reshape(x, shape), axis=first, keepdims=True), axis=second)
+        return xp.reshape(found, _without(x, axes))
     dtype = x.dtype
     if habits.staged and len(axes) > 1:
-        x, axes = xp.sum(x, axis=axes[-1], keepdims=True), axes[:-1]
-    return xp.astype(xp.sum(x, axis=axes, dtype=xp.float64, keepdims=True), dtype)
+        x, axes = _sum(xp, x, axes[-1:], habits), axes[:-1]
+    return xp.astype(_sum(xp, x, axes, habits, xp.float64), dtype)
+
+
+def _sum(xp, x: Array, axes: tuple[int, ...], habits: Habits, dtype: Any = None) -> Array:
+    """The library's own sum, the axes kept at length 1."""
+    if not habits.flat:
+        return xp.sum(x, axis=axes, dtype=dtype, keepdims=True)
+    return xp.reshape(xp.sum(x, axis=axes, dtype=dtype), _without(x, axes))
+
+
+def _without(x: Array, axes: tuple[int, ...]) -> list[Any]:
+    """x's shape, the axes at length 1."""
+    return [1 if a in axes else n for a, n in enumerate(x.shape)]
 
 
 def _in_stages(xp, x: Array, axes: tuple[int, ...], habits: Habits) -> Array:
@@ -235,7 +259,7 @@ def moments(
         factor = xp.where(constant, xp.zeros_like(rstd), rstd)
         residue = xp.where(constant, _any_of(xp, plan, mask, shifted), residue)
         var = xp.where(constant, xp.zeros_like(var), var)
-    return d, habits.stored(factor), Moments(mean, residue, var, rstd, count)
+    return d, habits.stored(factor, plan.axes), Moments(mean, residue, var, rstd, count)
 
 
 def _in_one_pass(xp, plan: Plan, x: Array, habits: Habits, count: Array | int) -> tuple[Array, Array, Moments]:
@@ -250,33 +274,47 @@ def _in_one_pass(xp, plan: Plan, x: Array, habits: Habits, count: Array | int) -
     def average(values):
         if habits.lanes:
             return _side_by_side(xp, values, plan.axes, habits.lanes) * share
-        return xp.sum(values, axis=plan.axes, keepdims=True) * share
+        return _sum(xp, values, plan.axes, habits) * share
 
-    d, s, mean, residue = x, xp.astype(x, xp.float64), None, None
+    d, shifted, mean, residue = x, x, None, None
     if plan.center:
-        origin = _any_of(xp, plan, None, s)
-        s = s - origin
+        mean = _any_of(xp, plan, None, x)
+        shifted = x - mean
+    s = xp.astype(shifted, xp.float64)
+    if plan.center:
         shift = average(s)
         # In two steps from x: to the mean itself would take a third, by what its rounding took.
-        mean, residue = _any_of(xp, plan, None, x), habits.stored_mean(xp.astype(shift, x.dtype))
-        d = x - mean - residue
+        residue = habits.stored_mean(xp.astype(shift, x.dtype), plan.axes)
+        d = shifted - residue
     var = average(s * s)
     if plan.center:
         var = xp.maximum(var - shift * shift, xp.zeros_like(var))
     rstd = 1 / _root(xp, var + plan.eps, plan.eps)
     most = xp.full_like(var, _FLOAT32.most)
-    var, rstd = (xp.astype(xp.minimum(a, most), x.dtype) for a in (var, rstd))
-    return d, habits.stored(rstd), Moments(mean, residue, var, rstd, count)
+    var, rstd = xp.minimum(var, most), habits.stored(xp.minimum(rstd, most), plan.axes)
+    var, rstd = (xp.astype(a, x.dtype) for a in (var, rstd))
+    return d, rstd, Moments(mean, residue, var, rstd, count)
 
 
 def _side_by_side(xp, values: Array, axes: tuple[int, ...], lanes: int) -> Array:
-    """The sum over the last axes, kept at length 1; ``lanes`` is a power of two that divides their number."""
-    kept = values.shape[: -len(axes)]
-    values = xp.sum(xp.reshape(values, (*kept, -1, lanes)), axis=-2)
-    while lanes > 1:
-        lanes //= 2
-        values = values[..., :lanes] + values[..., lanes:]
-    return xp.reshape(values, (*kept, *(1 for _ in axes)))
+    """The sum over ``axes``, the last of them together, kept at length 1."""
+    first = values.ndim
+    while first - 1 in axes:
+        first -= 1
+    flat = xp.reshape(values, (*values.shape[:first], -1))
+    outer, n = axes[: len(axes) - (values.ndim - first)], flat.shape[-1]
+    lanes = min(lanes, n)
+    whole = n - n % lanes
+    sums = xp.sum(xp.reshape(flat[..., :whole], (*flat.shape[:-1], -1, lanes)), axis=(*outer, first))
+    parts = [sums[..., k] for k in range(lanes)]
+    if whole < n:
+        rest = flat[..., whole:]
+        rest = xp.sum(rest, axis=outer) if outer else rest
+        parts += [rest[..., k] for k in range(n - whole)]
+    while len(parts) > 1:
+        pairs = [a + b for a, b in zip(parts[::2], parts[1::2], strict=False)]
+        parts = pairs + parts[2 * len(pairs) :]
+    return xp.reshape(parts[0], _without(values, axes))
 
 
 def is_number(count: Array | int) -> bool:

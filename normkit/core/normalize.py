@@ -118,13 +118,14 @@ def vjp(
 
     dx = dweight = dbias = dmean = dvar = None
     weight = None if operands.weight is None else _weight_view(xp, plan, operands.weight, dtype)
-    # Of dy * x̂ and dy, over the axes that a set shares with a parameter: each is taken once.
+    # Of dy * x̂ and dy, over the axes that a set shares with a parameter: each is taken once, and weighted then. Where
+    # no axis is shared, sets have sums of their own, of what is weighted before.
     common = tuple(a for a in plan.axes if a in plan.param_axes)
     across, rest = (tuple(a for a in axes if a not in common) for axes in (plan.param_axes, plan.axes))
-    of_sets_too = needs.x and operands.mean is None
-    if needs.weight or needs.var or of_sets_too:
+    of_sets = needs.mean or needs.var or (needs.x and operands.mean is None)
+    if needs.weight or (of_sets and common):
         products = summed(dy * xhat, common)
-    if needs.bias or needs.mean or of_sets_too:
+    if needs.bias or (of_sets and common):
         sums = summed(dy, common)
     if weight is not None and needs.weight:
         rounded = _rounded(xp, plan, xhat, operands.x, habits)
@@ -136,32 +137,38 @@ def vjp(
     def weighted(values):
         return values if weight is None else values * weight
 
-    def of_sets(values):
-        return summed(weighted(values), rest)
+    if of_sets or needs.x:
+        g = weighted(dy)
 
-    def average(values):
-        found = of_sets(values) * share
-        return habits.stored(found) if common else found  # else it is at hand where the set's sum ends
+    def products_of_sets():
+        return summed(weighted(products) if common else g * xhat, rest)
+
+    def sums_of_sets():
+        return summed(weighted(sums) if common else g, rest)
+
+    def average(found):
+        found = found * share
+        return habits.stored(found, plan.axes) if common else found  # else it is at hand where the set's sum ends
 
     if operands.mean is not None:
         if needs.x:
-            dx = weighted(dy) * used.rstd
+            dx = g * used.rstd
         if needs.mean:
-            dmean = like(-of_sets(sums) * used.rstd, operands.mean)
+            dmean = like(-sums_of_sets() * used.rstd, operands.mean)
         if needs.var:
-            dvar = like(of_sets(products) * used.rstd * used.rstd * -0.5, operands.var)
+            dvar = like(products_of_sets() * used.rstd * used.rstd * -0.5, operands.var)
     elif needs.x:
         divisor = at_least_one(xp, used.count)
         share = 1 / divisor
         if plan.power is None:
-            turned = xhat * average(products)
+            turned = xhat * average(products_of_sets())
         else:
             values = _centred(x, used) if plan.power.centred else x
             slope = powers.slope(xp, plan, masked(xp, mask, values), used.rstd, lambda a: summed(a, plan.axes), divisor)
-            turned = slope * of_sets(products)
-        dx = weighted(dy) - masked(xp, seen, turned)
+            turned = slope * products_of_sets()
+        dx = g - masked(xp, seen, turned)
         if plan.center:
-            dx = dx - masked(xp, seen, average(sums))
+            dx = dx - masked(xp, seen, average(sums_of_sets()))
         dx = masked(xp, hidden, dx * used.rstd)
     if dx is not None:
         dx = _unviewed(xp, plan, dx, operands.x)

@@ -187,19 +187,24 @@ struct Plan {
 
 int32_t accumulated(const Tensor &x) { return torch.types[x.type == F64 ? F64 : F32](); }
 
+// With statistics, for a gradient or a caller, or y alone.
+template <bool save>
 void forward(Value *stack, uint64_t, uint64_t) {
   const Operands operands(stack);
   const Tensor &x = operands.all[0];
   Plan plan;
-  if (!plan.find(operands, stack + kParameters)) return require(torch.dispatch("normkit::forward_of_any", "", stack, kVersion));
+  if (!plan.find(operands, stack + kParameters))
+    return require(torch.dispatch(save ? "normkit::forward_of_any" : "normkit::y_of_any", "", stack, kVersion));
   const int64_t nothing = 0;
   const Tensor y = x.like();
-  const Tensor stats = plan.a.given() ? x.row_major_of(1, &nothing, accumulated(x)) : x.row_major_of(plan.ndim, plan.moments, accumulated(x));
   plan.a.y = y.data;
-  if (!plan.a.given()) plan.place(stats.data);
+  Tensor stats;
+  if (save && plan.a.given()) stats = x.row_major_of(1, &nothing, accumulated(x));
+  if (save && !plan.a.given()) stats = x.row_major_of(plan.ndim, plan.moments, accumulated(x)), plan.place(stats.data);
   plan.run(false);
   Operands::release(stack);
-  stack[0] = Value(y.handle), stack[1] = Value(stats.handle);
+  stack[0] = Value(y.handle);
+  if (save) stack[1] = Value(stats.handle);
 }
 
 // After the operands: stats, dy, the call's five numbers, and a bit for each gradient that is wanted.
@@ -266,8 +271,8 @@ bool implement_operators(const char *path) {
   find(torch.types[BF16], "aoti_torch_dtype_bfloat16");
   find(torch.cpu, "aoti_torch_device_type_cpu");
   Handle library;  // for as long as the process lives
-  return all && !torch.library("normkit", "CPU", "operators.cpp", 0, &library) && !torch.implement(library, "forward", forward, kVersion) &&
-         !torch.implement(library, "backward", backward, kVersion);
+  return all && !torch.library("normkit", "CPU", "operators.cpp", 0, &library) && !torch.implement(library, "forward", forward<true>, kVersion) &&
+         !torch.implement(library, "y", forward<false>, kVersion) &&         !torch.implement(library, "backward", backward, kVersion);
 }
 
 }  // namespace normkit
