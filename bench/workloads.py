@@ -70,7 +70,7 @@ LARGE = Workload("LN 32768x1024", "layer_norm", (32768, 1024))
 
 def _table() -> tuple[Workload, ...]:
     early, middle, late = (32, 64, 56, 56), (32, 256, 14, 14), (32, 512, 7, 7)  # a residual network's stages
-    groups = {"num_groups": 32}
+    groups, small = {"num_groups": 32}, (4, 32, 14, 14)
     rows = [
         Workload("BN train 56x56", "batch_norm_train", early, "NCHW", dtypes=_ALL, quick=True, compiled=True),
         Workload("BN train 14x14", "batch_norm_train", middle, "NCHW"),
@@ -89,6 +89,10 @@ def _table() -> tuple[Workload, ...]:
         Workload("LN 65536x64", "layer_norm", (65536, 64), dtypes=_ALL),
         Workload("RMS 8192x768", "rms_norm", (8192, 768), dtypes=_ALL, quick=True, compiled=True),
         Workload("RMS 2048x4096", "rms_norm", (2048, 4096)),
+        Workload("LN 64x64", "layer_norm", (64, 64), compiled=True, small=True),
+        Workload("GN8 4x32x14x14", "group_norm", small, "NCHW", {"num_groups": 8}, compiled=True, small=True),
+        Workload("IN 4x32x14x14", "instance_norm", small, "NCHW", compiled=True, small=True),
+        Workload("BN train 4x32x14x14", "batch_norm_train", small, "NCHW", compiled=True, small=True),
         Workload("LN 4x64", "layer_norm", (4, 64), quick=True, small=True),
         Workload("LN 8x768", "layer_norm", (8, 768), quick=True, compiled=True, small=True),
         Workload("RMS 8x768", "rms_norm", (8, 768), small=True),
