@@ -11,6 +11,8 @@ namespace normkit {
 // One argument's memory for the duration of a call. Nothing is copied or converted: what does not fit raises.
 class Array {
  public:
+  Array() = default;
+  Array(const Array &) = delete;
   ~Array();
   // False with a Python exception. None leaves the array empty.
   bool open(PyObject *object, const char *name, bool written);
