@@ -59,7 +59,8 @@ def test_opcheck(layer, shape, param, numbers, memory):
     if memory == "strided":
         arrays = [a.mT.contiguous().mT if a.ndim > 1 else a.repeat_interleave(2)[::2] for a in arrays]
     operands, call = _five(arrays), (ops.LAYERS.index(layer), *numbers)
-    torch.library.opcheck(torch.ops.normkit.forward, (*operands, *call))
+    for operator in (torch.ops.normkit.forward, torch.ops.normkit.y):
+        torch.library.opcheck(operator, (*operands, *call))
     stats = torch.ops.normkit.forward(*operands, *call)[1]
     needs = sum((a is not None) << i for i, a in enumerate(operands))
     torch.library.opcheck(torch.ops.normkit.backward, (*operands, stats, arrays[0], *call, needs))
@@ -104,9 +105,10 @@ def test_without_python_it_is_the_same(layer, shape, axes, groups, param, last, 
         wanted = torch.ops.normkit.forward_of_any(*operands, *call)
         dy, needs = torch.randn_like(y), sum((a is not None) << i for i, a in enumerate(operands))
         found = torch.ops.normkit.backward(*operands, stats, dy, *call, needs)
+        alone = [call_of(*operands, *call) for call_of in (torch.ops.normkit.y, torch.ops.normkit.y_of_any)]
         for mine, theirs in zip(
-            (y, stats, *found),
-            (*wanted, *torch.ops.normkit.backward_of_any(*operands, stats, dy, *call, needs)),
+            (y, stats, *alone, *found),
+            (*wanted, *wanted[:1] * 2, *torch.ops.normkit.backward_of_any(*operands, stats, dy, *call, needs)),
             strict=True,
         ):
             assert mine.dtype == theirs.dtype and mine.shape == theirs.shape and mine.stride() == theirs.stride()
