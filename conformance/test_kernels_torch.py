@@ -13,6 +13,8 @@ from normkit.conformance.kernel_inputs import need_kernels
 need_kernels()
 torch = importlib.import_module("torch")
 ops = importlib.import_module("normkit.backends.torch.ops")
+aot_autograd = importlib.import_module("torch._dynamo.backends.common").aot_autograd
+make_boxed_func = importlib.import_module("functorch.compile").make_boxed_func
 
 # torch.compile's own parts warn of each other when they are first imported.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
@@ -70,6 +72,28 @@ def test_opcheck(layer, shape, param, numbers, memory):
 
 def test_graphs_call_the_kernels_without_python():
     assert ops.native == (tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13))
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["", "with a gradient"])
+def test_a_graph_without_a_gradient_makes_y_alone(recorded, monkeypatch):
+    """Each from a size of its own on."""
+    seen = []
+
+    def loops(graph, _):
+        seen.append([str(n.target) for n in graph.graph.nodes if "normkit" in str(n.target)])
+        return make_boxed_func(graph.forward)
+
+    def call(x, weight):
+        return nk.layer_norm(x, weight)
+
+    x, weight = torch.randn(5, 6), torch.ones(6, requires_grad=recorded)
+    for smallest in ((30, 31), (31, 30)):
+        monkeypatch.setattr(ops, "SMALLEST", smallest)
+        torch.compiler.reset()
+        torch.compile(call, backend=aot_autograd(fw_compiler=loops, bw_compiler=loops), fullgraph=True)(x, weight)
+    served = ["normkit.forward.default" if recorded else "normkit.y.default"]
+    assert [graph for graph in seen if graph] == [served]
+    assert bool(seen[0]) != recorded
 
 
 #: The layer, the shape of x, its axes as bits, groups, and the shape of a parameter.

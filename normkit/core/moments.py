@@ -297,13 +297,12 @@ def _in_one_pass(xp, plan: Plan, x: Array, habits: Habits, count: Array | int) -
 
 
 def _side_by_side(xp, values: Array, axes: tuple[int, ...], lanes: int) -> Array:
-    """The sum over ``axes``, the last of them together, kept at length 1."""
+    """The sum over ``axes``, kept at length 1; the last of them together have as many numbers as lanes at least."""
     first = values.ndim
     while first - 1 in axes:
         first -= 1
     flat = xp.reshape(values, (*values.shape[:first], -1))
     outer, n = axes[: len(axes) - (values.ndim - first)], flat.shape[-1]
-    lanes = min(lanes, n)
     whole = n - n % lanes
     sums = xp.sum(xp.reshape(flat[..., :whole], (*flat.shape[:-1], -1, lanes)), axis=(*outer, first))
     parts = [sums[..., k] for k in range(lanes)]
