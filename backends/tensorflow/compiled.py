@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import tensorflow as tf
-from tensorflow.python.eager import forwardprop_util
+from tensorflow.python.eager import forwardprop_util, record
 from tensorflow.python.ops import control_flow_util
 from tensorflow.python.saved_model import save_context
 
@@ -19,6 +20,9 @@ from normkit.core.normalize import BatchStats, Gradients, Operands
 from normkit.core.plan import Plan
 
 _PROCESSORS = {"CPU", "XLA_CPU"}
+_OPERATION = "XlaCustomCallV2"
+#: What registered gradients are named by: no name may come twice.
+_numbers = itertools.count()
 
 #: The formula's values and gradients in this graph: what derivatives of the kernels' gradients are made of.
 Formula = Callable[[Plan, Operands, Array], Gradients]
@@ -85,24 +89,45 @@ def batch_stats(plan: Plan, stats: Array | None) -> BatchStats | None:
     return BatchStats(mean, var, plan.count or 0)
 
 
+def _pullback(plan: Plan, packed: Array | None, operands: Operands, dy: Array) -> Gradients:
+    return vjp(plan, operands, packed, dy)
+
+
 def _named(names: Sequence[str], arrays: Sequence[Array]) -> Operands:
     return Operands(**dict(zip(names, arrays, strict=True)))
 
 
 @functools.lru_cache(maxsize=4096)
 def normalizer(plan: Plan, names: tuple[str, ...], formula: Formula) -> Callable:
-    """The call as one differentiable function of the operands with these names."""
+    """The call as one differentiable function of the operands with these names.
 
-    @tf.custom_gradient
+    The custom call itself has the gradient: tf.custom_gradient would pass all operands through an operation of its own,
+    and a tape around the compiled function would take each of them, and a zero for its gradient, out of it and back.
+    """
+    straight, order, inverse = turned(plan)
+    results = ("y",) if "mean" in names else ("y", STATS)
+
+    def gradients(dy, inputs, packed):
+        pullback = functools.partial(_pullback, straight, packed)
+        return twice(straight, names, pullback, formula)(dy, inputs)
+
+    @tf.RegisterGradient(registered := f"normkit_{next(_numbers)}")
+    def of_operation(op, dy, *_):
+        return gradients(dy, op.inputs, *op.outputs[1:] or (None,))
+
     def normalize(*arrays):
-        y, packed = forward(plan, _named(names, arrays))
-        if packed is not None:
-            packed = tf.stop_gradient(packed)  # what becomes of it where x moves, the formula says
-        pull_back = twice(plan, names, lambda operands, dy: vjp(plan, operands, packed, dy), formula)
-        stats = batch_stats(plan, packed)
-        return (y, *(stats[:2] if stats else ())), lambda dy, *_: pull_back(dy, arrays)
+        x, *params = map(tf.convert_to_tensor, arrays)
+        inputs = [x if order is None else tf.transpose(x, order), *params]
+        graph = tf.compat.v1.get_default_graph()
+        with record.stop_recording(), graph.gradient_override_map({_OPERATION: registered}):
+            found = _call(straight, programs.given(_named(names, inputs)), results)
+        y, packed = found["y"], found.get(STATS)
+        record.record_operation(registered, list(found.values()), inputs, lambda dy, *_: gradients(dy, inputs, packed))
+        # What becomes of the statistics where x moves, the formula says.
+        stats = batch_stats(plan, packed if packed is None else tf.stop_gradient(packed))
+        return (y if inverse is None else tf.transpose(y, inverse), *(stats[:2] if stats else ()))
 
-    return lambda *arrays: normalize(*map(tf.convert_to_tensor, arrays))
+    return normalize
 
 
 def twice(
