@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import subprocess
 import sys
 
@@ -82,6 +83,43 @@ def test_the_bits_of_numpy_on_several_threads(layer, shape, options, last):
                 assert wanted.tobytes() == found.tobytes()
     finally:
         kernels.limit_threads(0)
+
+
+TEAMS = """
+import os, threading
+import numpy as np
+import torch
+from normkit.backends import kernels
+from normkit.conformance.test_kernels_custom_call import _text, custom_call
+
+def work():
+    custom_call([x], [np.empty_like(x)], text)
+    called.wait(), counted.wait()
+
+assert kernels.info()["threads_of"] == "openmp"
+kernels.limit_threads(3)
+x, text = np.ones(({rows}, 1024), "f4"), _text("0 0 {rows} 1 1024 1 1e-05 0.0 1").encode()
+called, counted = threading.Barrier(5), threading.Barrier(5)
+before = len(os.listdir("/proc/self/task"))
+callers = [threading.Thread(target=work) for _ in range(4)]
+[c.start() for c in callers]
+called.wait()
+print(len(os.listdir("/proc/self/task")) - before - len(callers))
+counted.wait()
+[c.join() for c in callers]
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="threads are counted as Linux lists them")
+@pytest.mark.parametrize(("rows", "workers"), [(255, {0}), (256, {1, 2})])
+def test_threads_of_callers_share_one_pool(rows, workers):
+    """From 1 MB; OpenMP would make two threads for each of the four, where they are more than the processors."""
+    pytest.importorskip("torch")
+    environment = os.environ | {"OMP_NUM_THREADS": "3"}
+    script = TEAMS.replace("{rows}", str(rows))
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) in workers
 
 
 def _text(head="0 0 4 1 6 1 1e-05 0.0 1", **types):

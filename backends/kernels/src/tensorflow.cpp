@@ -19,6 +19,8 @@ namespace {
 
 using namespace xla;
 
+constexpr int64_t kWakeBytes = 1 << 20;  // below, threads that sleep wake up too late
+
 // There is no way to say what is wrong, and memory that nobody wrote is no answer.
 [[noreturn]] void give_up(const char *what, const char *text, size_t size) {
   fprintf(stderr, "normkit: %s in a call from an XLA program: %.*s\n", what, int(size), text);
@@ -74,7 +76,9 @@ void custom_call(void *out, void *const *operands, const char *text, size_t size
       if (call.type(s) != NONE) at[s] = row, row += bytes;
   }
   place(a, [&](Slot s) { return at[s]; }), set_types(a, [&](Slot s) { return call.types[s]; });
-  if (!launch(a, call.backward, call.kind, parallel)) give_up("memory ran out", text, size);
+  // In a program our threads have slept since the call before; and in OpenMP each of TensorFlow's that calls would get a team.
+  const bool large = a.size() * size_of(a.xtype) >= kWakeBytes;
+  if (!launch(a, call.backward, call.kind, large ? pooled : serial)) give_up("memory ran out", text, size);
 }
 
 bool register_custom_call(const char *library) {

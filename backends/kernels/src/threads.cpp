@@ -188,17 +188,17 @@ int thread_limit() { return limit; }
 
 const char *pool_name() { return openmp() ? "openmp" : "own"; }
 
-void parallel(int64_t tasks, Task task, void *context) {
-  if (tasks < 2 || inside) return serial(tasks, task, context);
-  Pool *own = own_pool();  // also registers what a fork needs
-  const OpenMP *runtime = openmp();
-  if (runtime && runtime->in_parallel()) return serial(tasks, task, context);
+void pooled(int64_t tasks, Task task, void *context) {
   const int64_t count = thread_count(), threads = count < tasks ? count : tasks;
-  if (threads < 2) return serial(tasks, task, context);
-  if (!runtime) {
-    if (!own->run(int(threads), tasks, task, context)) serial(tasks, task, context);
-    return;
-  }
+  if (threads < 2 || inside || !own_pool()->run(int(threads), tasks, task, context)) serial(tasks, task, context);
+}
+
+void parallel(int64_t tasks, Task task, void *context) {
+  own_pool();  // also registers what a fork needs
+  const OpenMP *runtime = openmp();
+  if (!runtime) return pooled(tasks, task, context);
+  const int64_t count = thread_count(), threads = count < tasks ? count : tasks;
+  if (threads < 2 || inside || runtime->in_parallel()) return serial(tasks, task, context);
   Region region{tasks, task, context};
   runtime->parallel(
       [](void *data) {

@@ -9,6 +9,8 @@ using Task = void (*)(void *context, int64_t i);
 // Runs task(context, i) for every i < tasks; serially inside a parallel region, and where only one thread is wanted.
 void parallel(int64_t tasks, Task task, void *context);
 void serial(int64_t tasks, Task task, void *context);
+// The same in our own pool alone. For callers that are threads of a pool themselves: OpenMP would make a team for each of them.
+void pooled(int64_t tasks, Task task, void *context);
 
 // How many threads a call from this thread gets; 0 lifts a limit that was set.
 int thread_count();
