@@ -24,7 +24,7 @@ from normkit.core.moments import (
     rescue_if_needed,
 )
 from normkit.core.normalize import BatchStats, Gradients, Operands, counted, forward, returned_stats, vjp
-from normkit.core.plan import Plan, Shape
+from normkit.core.plan import Plan, Shape, product
 
 #: The commonest first: to be the same object is quick to see.
 _FLOATING = (tf.float32, tf.bfloat16, tf.float16, tf.float64)
@@ -40,6 +40,13 @@ def rescue_by_cond(plain: Plain, rescued: Rescued) -> tuple[Array, ...]:
 WIDE = Habits(wide=True)
 #: A graph may be compiled, and XLA as TensorFlow ships it adds one by one along any axis.
 GRAPH = Habits(longest=64, rescue=rescue_by_cond)
+#: What is compiled is a loop for each sum and for each stage of one: where those are short, two sums in float64 are
+#: faster than what GRAPH makes of them, and side by side where a set's numbers are few.
+SHORT = GRAPH._replace(one_pass=True)
+LANES = 16
+#: Of so many elements, or neighbours in each set, a call is short; of so many neighbours lanes are faster; of so many
+#: rows a sum over them in float64. ``normkit bench`` without kernels shows what they are worth.
+SHORT_CALL, SHORT_RUN, LANES_RUN, SHORT_COLUMN = 1 << 16, 64, 256, 512
 
 #: The type of tensors that have values; tf.Tensor is that of symbolic ones too.
 EagerTensor = tf.__internal__.EagerTensor
@@ -151,7 +158,7 @@ def _normalizer(plan: Plan, names: tuple[str, ...]) -> Callable:
             return (y, *map(tf.stop_gradient, stats or ())), lambda dy, *_: twice(dy, arrays)
 
         def gradient(dy, *_):
-            found = vjp(namespace, plan, operands, used, dy, WIDE if tf.executing_eagerly() else GRAPH)._asdict()
+            found = vjp(namespace, plan, operands, used, dy, _habits_of_gradients(plan))._asdict()
             return [found.get(name) for name in names]
 
         return (y, *map(tf.stop_gradient, stats or ())), gradient
@@ -160,7 +167,7 @@ def _normalizer(plan: Plan, names: tuple[str, ...]) -> Callable:
 
 
 def _pullback(plan: Plan, used: Moments, operands: Operands, dy: Array) -> Gradients:
-    return vjp(namespace, plan, operands, used, dy, GRAPH)
+    return vjp(namespace, plan, operands, used, dy, _habits_of_gradients(plan))
 
 
 # As _normalizer, by the kernels. Only where a tape may want the gradient: the wrapper costs ten times a small kernel.
@@ -190,7 +197,7 @@ def _formula(plan: Plan, operands: Operands, dy: Array) -> Gradients:
     # Not rescue_by_cond: XLA has not all that is in the gradient of a gradient's branch.
     habits = _habits(plan, operands.x) if eager else GRAPH._replace(rescue=rescue_always)
     used = forward(namespace, plan, operands, habits, count=_count(plan, operands.x))[1]
-    return vjp(namespace, plan, operands, used, dy, WIDE if eager else GRAPH)
+    return vjp(namespace, plan, operands, used, dy, _habits_of_gradients(plan))
 
 
 def _eager(operands: Operands) -> bool:
@@ -210,8 +217,19 @@ def _on_host(x: Array) -> bool:
 
 def _habits(plan: Plan, x: Array) -> Habits:
     if not tf.executing_eagerly():
-        return GRAPH
+        size, run = product(plan.view), plan.run
+        if size is None or run is None or not compiled.compiles() or not (size <= SHORT_CALL or 1 < run <= SHORT_RUN):
+            return GRAPH
+        return SHORT._replace(lanes=LANES if LANES <= run <= LANES_RUN else 0)
     return Habits(wide=not plan.trailing, rescue=rescue_if_needed if _on_host(x) else rescue_always)
+
+
+def _habits_of_gradients(plan: Plan) -> Habits:
+    if tf.executing_eagerly():
+        return WIDE
+    rows = product(plan.view[a] for a in plan.param_axes)
+    short = plan.trailing and rows is not None and GRAPH.longest < rows <= SHORT_COLUMN
+    return WIDE if short and compiled.compiles() else GRAPH
 
 
 def _count(plan: Plan, x: Array) -> Array | int:

@@ -207,12 +207,8 @@ def _fused_habits(plan: Plan, x: torch.Tensor, habits: Habits) -> Habits:
 
 def _many_in_lanes(plan: Plan, n: Any) -> bool:
     """Whether n numbers are known to be many sets of as many numbers or more next to each other."""
-    run: Any = 1
-    axis = len(plan.view) - 1
-    while axis in plan.axes:
-        run, axis = run * plan.view[axis], axis - 1
-    count: Any = plan.count
-    return type(n) is int and type(count) is int and run >= ops.LANES and n >= ops.LANES * count
+    run, count = plan.run, plan.count
+    return type(n) is int and type(run) is int and type(count) is int and run >= ops.LANES and n >= ops.LANES * count
 
 
 class _Normalize(torch.autograd.Function):

@@ -82,6 +82,12 @@ class Plan:
         return 0 in self.shape
 
     @property
+    def run(self) -> Size:
+        """How many neighbours in the view one statistic is of: the product of the last axes that are reduced."""
+        kept = [a for a in range(len(self.view)) if a not in self.axes]
+        return product(self.view[kept[-1] + 1 if kept else 0 :])
+
+    @property
     def features(self) -> tuple[int, ...]:
         """The axes of ``x`` that have parameters: layer and RMS norm's reduced axes, the others' channel axis."""
         if self.layer in OVER_AXES:
