@@ -1,5 +1,6 @@
 """Compiled modes, unknown sizes, vmap and autocast: the same y and gradients as without."""
 
+import contextlib
 import re
 
 import numpy as np
@@ -95,28 +96,48 @@ def test_the_bound_holds_compiled(library, layer, mode, way, request, monkeypatc
                 assert np.array_equal(library.numpy(y), np.broadcast_to(bias, case.shape))
 
 
-@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
-def test_tapes_around_what_xla_compiles_without_kernels(library, masked):
-    """A gradient's gradient from outside: XLA has not all that is in that of a conditional."""
+def _twice_by_tapes(tf, call, x, v):
+    with tf.GradientTape() as outer:
+        outer.watch(x)
+        slope = _slope(tf, call, x)
+    return outer.gradient(slope, x, output_gradients=v)
+
+
+def _forward(tf, call, x, v):
+    with tf.autodiff.ForwardAccumulator(x, v) as forward:
+        y = call(x)
+    return forward.jvp(y)
+
+
+def _forward_over_a_tape(tf, call, x, v):
+    with tf.autodiff.ForwardAccumulator(x, v) as forward:
+        slope = _slope(tf, call, x)
+    return forward.jvp(slope)
+
+
+def _slope(tf, call, x):
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = tf.reduce_sum(call(x) ** 3)
+    return tape.gradient(y, x)
+
+
+@pytest.mark.parametrize("derivative", [_twice_by_tapes, _forward, _forward_over_a_tape])
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize("way", ["", "plain", "masked", "turned"])
+def test_derivatives_around_a_graph(library, way, jit, derivative):
+    """From outside, of any order: XLA has not all that is in the gradient of a conditional's gradient."""
     if library.name != "tensorflow":
         pytest.skip("only TensorFlow compiles the parts and differentiates around them")
     tf = library.xp
-    x = tf.constant(np.random.default_rng(0).normal(size=(5, 6)), tf.float32)
+    x = tf.constant(np.random.default_rng(0).normal(size=(5, 3, 6)), tf.float32)
 
     def call(x):
-        return nk.layer_norm(x, mask=x > -1) if masked else nk.layer_norm(x)
+        return nk.layer_norm(x, axis=(0, 2) if way == "turned" else -1, mask=x > -1 if way == "masked" else None)
 
-    def twice(call):
-        with tf.GradientTape() as outer:
-            outer.watch(x)
-            with tf.GradientTape() as tape:
-                tape.watch(x)
-                y = tf.reduce_sum(call(x) ** 3)
-            slope = tape.gradient(y, x)
-        return outer.gradient(slope, x, output_gradients=tf.cos(x))
-
-    with kernels.off():
-        found, expected = twice(tf.function(call, jit_compile=True)), twice(call)
+    graph = tf.function(call, jit_compile=jit or None)
+    with kernels.off() if way == "plain" else contextlib.nullcontext():
+        found, expected = derivative(tf, graph, x, tf.cos(x)), derivative(tf, call, x, tf.cos(x))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)  # two float32 formulas, each within units
 
 

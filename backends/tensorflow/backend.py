@@ -150,18 +150,19 @@ def _normalizer(plan: Plan, names: tuple[str, ...]) -> Callable:
         habits, count = _habits(plan, operands.x), _count(plan, operands.x)
         y, used = forward(namespace, plan, operands, habits, count=count)
         stats = returned_stats(namespace, plan, operands, used)
-        if compiled.compiles():
-            # XLA has not all that is in the gradient of a conditional's gradient.
-            used = Moments(*(a if a is None or is_number(a) else tf.stop_gradient(a) for a in used))
-            pullback = functools.partial(_pullback, plan, used)
+        stopped = tuple(map(tf.stop_gradient, stats or ()))
+        if not tf.executing_eagerly():
+            # TensorFlow has not all that is in the gradient of a conditional's gradient, and XLA still less.
+            constant = Moments(*(a if a is None or is_number(a) else tf.stop_gradient(a) for a in used))
+            pullback = functools.partial(_pullback, plan, constant)
             twice = compiled.twice(plan, names, pullback, _formula)
-            return (y, *map(tf.stop_gradient, stats or ())), lambda dy, *_: twice(dy, arrays)
+            return (y, *stopped), lambda dy, *_: twice(dy, arrays)
 
         def gradient(dy, *_):
-            found = vjp(namespace, plan, operands, used, dy, _habits_of_gradients(plan))._asdict()
+            found = vjp(namespace, plan, operands, used, dy, WIDE)._asdict()
             return [found.get(name) for name in names]
 
-        return (y, *map(tf.stop_gradient, stats or ())), gradient
+        return (y, *stopped), gradient
 
     return lambda *arrays: normalize(*map(tf.convert_to_tensor, arrays))
 

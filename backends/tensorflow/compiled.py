@@ -142,7 +142,8 @@ def twice(
 
         def derivative(*slopes):
             moving = [a for a in arrays if a.dtype.is_floating]
-            with tf.GradientTape() as tape:
+            # A tape sees nothing while a forward accumulator is at work.
+            with forwardprop_util.push_forwardprop_state(), tf.GradientTape() as tape:
                 tape.watch([dy, *moving])
                 gradients = formula(plan, _named(names, arrays), dy)
                 values = [getattr(gradients, name) for name in with_gradient]
