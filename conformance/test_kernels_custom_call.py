@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import os
 import subprocess
 import sys
@@ -30,31 +31,36 @@ def custom_call(operands, results, text):
     handler(taken[0] if len(results) == 1 else ctypes.addressof(taken), given, text, len(text), None)
 
 
-def called(plan, given, results):
-    """The results by name, from arrays that have memory of their own, to the byte."""
+def called(plan, given, results, length=None):
+    """The results by name, from arrays that have memory of their own, to the byte; ``length`` is an unknown batch's."""
     given = {name: np.array(given[name], order="C") for name in SLOTS if name in given}
     dtypes = {name: a.dtype for name, a in given.items()}
     layouts = programs.layouts(plan, dtypes, np.dtype("f8" if dtypes["x"] == "f8" else "f4"))
     layouts[STATS] = ((len(programs.saved(plan)), *layouts[STATS][0]), layouts[STATS][1])
     taken = {name: np.full(layouts[name][0], np.nan, layouts[name][1]) for name in results}
     dtypes |= {name: a.dtype for name, a in taken.items()}
-    text = programs.description(plan, {name: dtype.name for name, dtype in dtypes.items()})
-    custom_call(list(given.values()), list(taken.values()), text.encode())
+    there = {name: dtype.name for name, dtype in dtypes.items()}
+    if length is None:
+        custom_call(list(given.values()), list(taken.values()), programs.description(plan, there).encode())
+        return taken
+    one = programs.sample(dataclasses.replace(plan, shape=(None, *plan.shape[1:]), view=(None, *plan.view[1:])))
+    text = programs.description(one.plan, there, one.times)
+    custom_call([np.array([length]), *given.values()], list(taken.values()), text.encode())
     return taken
 
 
-def both_ways(plan, arrays):
+def both_ways(plan, arrays, length=None):
     """y, statistics and gradients as the kernels' own entry gives them, and as the custom call does."""
     y, stats, gradients = run(plan, arrays)
     given = {"given_" * (name in ("mean", "var")) + name: a for name, a in arrays.items()}
     dy = given.pop("dy")
-    found = called(plan, given, ["y"] if stats is None else ["y", STATS])
+    found = called(plan, given, ["y"] if stats is None else ["y", STATS], length)
     yield y, found["y"]
     if stats is not None:
         yield stats, found[STATS]
         given[STATS] = found[STATS]
     wanted = {slot: name for name, slot in zip(programs.OPERANDS, GRADIENTS, strict=True) if name in given}
-    found = called(plan, {**given, "dy": dy}, list(wanted))
+    found = called(plan, {**given, "dy": dy}, list(wanted), length)
     for slot, name in wanted.items():
         yield gradients[name.removeprefix("given_")], found[slot]
 
@@ -122,6 +128,48 @@ def test_threads_of_callers_share_one_pool(rows, workers):
     assert int(done.stdout) in workers
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_length_of_a_batch_comes_with_the_call(layer):
+    shape, options = SMALL[layer]
+    plan, arrays = make(layer, shape, {"eps": 1e-5, **options}, np.random.default_rng(5), np.dtype("f4"))
+    for wanted, found in both_ways(plan, arrays, shape[0]):
+        assert wanted.tobytes() == found.tobytes()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_batch_of_none(layer):
+    """What is written: no y, and zeros for what is summed over it."""
+    shape, options = SMALL[layer]
+    plan, arrays = make(layer, shape, {"eps": 1e-5, **options}, np.random.default_rng(5), np.dtype("f4"))
+    given = {"given_" * (name in ("mean", "var")) + name: a for name, a in arrays.items()}
+    dy = given.pop("dy")
+    train = layer == "batch_norm_train"
+    found = called(plan, given, ["y", *[STATS] * (layer != "batch_norm")], 0)
+    assert np.isnan(found["y"]).all()
+    assert not train or not found[STATS].any()
+    wanted = [slot for name, slot in zip(programs.OPERANDS, GRADIENTS, strict=True) if name in given]
+    stats = {STATS: found[STATS]} if STATS in found else {}
+    found = called(plan, {**given, "dy": dy, **stats}, wanted, 0)
+    assert np.isnan(found.pop("y")).all()
+    assert found
+    assert not any(a.any() for a in found.values())
+
+
+def test_which_lengths_a_call_can_be_told():
+    """The first axis alone may be unknown, where no other order of axes is needed and it has no parameters."""
+
+    def sample(layer, shape, **options):
+        return programs.sample(LAYERS[layer](shape, {"eps": 1e-5, **options}))
+
+    assert sample("layer_norm", (None, 3, 4), axis=(-1,)).times == "outer"
+    assert sample("batch_norm_train", (None, 4), axis=1).times == "inner"
+    assert sample("group_norm", (None, 3, 4), axis=2, num_groups=2).times == "outer"
+    assert sample("layer_norm", (2, 3, 4), axis=(-1,)) is None
+    assert sample("layer_norm", (None, None, 4), axis=(-1,)) is None
+    assert sample("layer_norm", (None, 3, 4), axis=(1,)) is None
+    assert sample("batch_norm_train", (None, 4), axis=0) is None
+
+
 def _text(head="0 0 4 1 6 1 1e-05 0.0 1", **types):
     """A layer norm's forward call of float32 without parameters, but for this."""
     return " ".join([head, *(str({"x": 0, "y": 0, **types}.get(name, -1)) for name in SLOTS)])
@@ -147,6 +195,7 @@ MEANINGLESS = {
     "a size past all numbers": _text(f"0 0 {2**70} 1 6 1 1e-05 0.0 1"),
     "channels in groups": _text("0 1 4 2 6 1 1e-05 0.0 1"),
     "no such dtype": _text(weight=4),
+    "a size that there is none of": _text("other 0 0 4 1 6 1 1e-05 0.0 1"),
     "no x": _text(x=-1, y=-1, weight=0),
     "no y": _text(y=-1),
     "y of another dtype": _text(y=1),
@@ -175,6 +224,28 @@ for text in MEANINGLESS.values():
         custom_call(room[:8], room[8:], text.encode())
         os._exit(0)
 """
+
+
+LENGTHS = """
+import os
+import numpy as np
+from normkit.conformance.test_kernels_custom_call import _text, custom_call
+
+x = np.ones((4, 6), "f4")
+for length in (-1, 2**61):
+    if child := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    else:
+        custom_call([np.array([length]), x], [np.empty_like(x)], _text("outer 0 0 4 1 6 1 1e-05 0.0 1").encode())
+        os._exit(0)
+"""
+
+
+def test_lengths_that_make_no_sense():
+    done = subprocess.run([sys.executable, "-c", LENGTHS], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["-6", "-6"], done.stderr
+    said = "normkit: a batch has a length that makes no sense in a call from an XLA program: outer 0 0 4"
+    assert [line[: len(said)] for line in done.stderr.splitlines()] == [said, said]
 
 
 def test_calls_that_make_no_sense():

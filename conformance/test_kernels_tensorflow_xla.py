@@ -17,7 +17,7 @@ from normkit.conformance.kernel_inputs import DTYPES, LAYERS, SMALL, dtype_of, m
 need_kernels()
 tf = pytest.importorskip("tensorflow")
 compiled = pytest.importorskip("normkit.backends.tensorflow.compiled")
-if compiled._custom_call() is None:
+if compiled._operations() is None:
     pytest.skip(f"TensorFlow {tf.__version__} has no custom call for the kernels", allow_module_level=True)
 
 
@@ -74,6 +74,63 @@ def test_the_bits_of_numpy(layer, dtype, count):
         assert g.tobytes() == getattr(gradients2, name).numpy().tobytes(), name
 
 
+UNKNOWN = {
+    **{layer: (layer, *SMALL[layer]) for layer in LAYERS},
+    "batch_norm_train, matrix": ("batch_norm_train", (6, 5), {"axis": 1}),
+    "batch_norm_train, last": ("batch_norm_train", (5, 3, 4, 12), {"axis": 3}),
+    "group_norm, last": ("group_norm", (5, 3, 4, 12), {"axis": 3, "num_groups": 4}),
+    "layer_norm, one value": ("layer_norm", (5, 1, 7), {"axis": (-1,)}),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("length", [0, 1, 5])
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_a_batch_of_unknown_length(what, length, dtype, count):
+    """One graph for every length, and the bits of NumPy for each; a gradient summed over nothing is zero."""
+    layer, shape, options = UNKNOWN[what]
+    arrays = make(layer, shape, {"eps": 1e-5, **options}, np.random.default_rng(5), dtype_of(dtype))[1]
+    x, dy, *params = (tf.constant(a) for a in arrays.values())
+    params, given, train = params[:2], params[2:], layer == "batch_norm_train"
+
+    def call(x, weight, bias):
+        return getattr(nk, layer)(x, *given, weight=weight, bias=bias, eps=1e-5, **options)
+
+    def both(x, dy, weight, bias):
+        with tf.GradientTape() as tape:
+            tape.watch([x, weight, bias])
+            found = call(x, weight, bias)
+            y, *stats = (found[0], *found[1]) if train else (found,)
+        return y, *stats[:2], *tape.gradient(y, [x, weight, bias], dy)
+
+    unknown = tf.TensorSpec((None, *shape[1:]), x.dtype)
+    like = [tf.TensorSpec(p.shape, p.dtype) for p in params]
+    program = tf.function(both, jit_compile=True, autograph=False, input_signature=[unknown, unknown, *like])
+    if what == "batch_norm_train, matrix" and length == 1:
+        length = 2  # of one value per channel there are no statistics
+    x, dy = x[:length], dy[:length]
+    found = program(x, dy, *params)
+    if length == 0:
+        assert found[0].shape == x.shape
+        assert not any(np.any(a) for a in found[1:])
+        return
+    assert count() == (1, 1)
+    for a, b in zip(found, both(x, dy, *params), strict=True):
+        assert a.dtype == b.dtype
+        assert a.numpy().tobytes() == b.numpy().tobytes()
+
+
+def test_derivatives_around_a_batch_of_unknown_length(count):
+    x, w = operands()
+    wanted = second(nk.layer_norm, x, w)
+    before = count()
+    unknown = [tf.TensorSpec((None, 12), x.dtype), tf.TensorSpec((12,), x.dtype)]
+    program = tf.function(nk.layer_norm, unknown, jit_compile=True)
+    for a, b in zip(second(program, x, w), wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+    assert count().since(before) == (1, 2)
+
+
 @pytest.mark.parametrize("tape", ["in the program", "around it"])
 def test_axes_that_no_kernel_has(tape, count):
     """x is turned, and y is turned back."""
@@ -97,6 +154,16 @@ def test_axes_that_no_kernel_has(tape, count):
     assert count().since(before) == (1, 1)
     for a, b in zip(found, wanted, strict=True):
         assert a.numpy().tobytes() == b.numpy().tobytes()
+
+
+def test_channels_before_samples(count):
+    x = operands("float32", (12, 3, 4))[0]
+
+    def normalize(x):
+        return nk.group_norm(x, 4, axis=0)
+
+    assert xla(normalize)(x).numpy().tobytes() == normalize(x).numpy().tobytes()
+    assert count() == (2, 0)
 
 
 def test_what_a_tape_around_a_program_takes_out_of_it():
@@ -153,8 +220,8 @@ def test_forward_mode_in_a_program():
 
 def test_what_kernels_do_not_serve(count, monkeypatch):
     x = operands("float32", (4, 6))[0]
-    unknown = tf.TensorSpec((None, 6), "float32")
-    tf.function(nk.layer_norm, jit_compile=True, input_signature=[unknown])(x)
+    unknown = tf.TensorSpec((None, None, 6), "float32")
+    tf.function(nk.layer_norm, jit_compile=True, input_signature=[unknown])(x[None])
     tf.function(nk.layer_norm)(x)
     xla(lambda x: nk.batch_norm_train(x, axis=1, mask=tf.range(4)[:, None] > 0)[0])(x)
     xla(nk.layer_norm)(x[:0])
@@ -165,10 +232,11 @@ def test_what_kernels_do_not_serve(count, monkeypatch):
     assert count() == (0, 0)
 
 
-def test_what_is_saved_runs_without_normkit(tmp_path, count):
+@pytest.mark.parametrize("length", [4, None])
+def test_what_is_saved_runs_without_normkit(tmp_path, length, count):
     """TensorFlow writes a function's program again while it saves it: that one is made of its own operations."""
     module = tf.Module()
-    module.f = tf.function(nk.layer_norm, jit_compile=True, input_signature=[tf.TensorSpec((4, 6), "float32")])
+    module.f = tf.function(nk.layer_norm, jit_compile=True, input_signature=[tf.TensorSpec((length, 6), "float32")])
     before = count()
     module.f(tf.ones((4, 6)))
     assert count().since(before) == (1, 0)
@@ -192,15 +260,16 @@ def test_one_of_two_branches(count):
 
 
 def test_keras_trains_through_them(count):
+    """Two batches of 32 and a last one of 6, in one graph of a batch of unknown length."""
     keras = pytest.importorskip("keras")
     if keras.backend.backend() != "tensorflow":
         pytest.skip("Keras computes with another library")
     layers = pytest.importorskip("normkit.keras")
     model = keras.Sequential([keras.Input((8,)), layers.BatchNormalization(), keras.layers.Dense(1)])
     model.compile("sgd", "mse", jit_compile=True)
-    x = np.random.default_rng(0).standard_normal((64, 8)).astype("f4")
+    x = np.random.default_rng(0).standard_normal((70, 8)).astype("f4")
     model.fit(x, x[:, :1], batch_size=32, epochs=1, verbose=0)
-    assert count() == (2, 2)
+    assert count() == (3, 3)
 
 
 def test_a_library_that_is_not_there():
@@ -210,7 +279,7 @@ def test_a_library_that_is_not_there():
 MEANINGLESS = """
 import tensorflow as tf
 from normkit.backends.tensorflow import compiled
-call = compiled._custom_call()
+call = compiled._operations().custom_call
 tf.function(lambda x: call(operands=[x], call_target_name="normkit", backend_config="0 7", has_side_effect=False,
             result_dtypes=[tf.float32], result_shapes=[x.shape])[0], jit_compile=True, autograph=False)(tf.ones((2, 3)))
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from normkit.backends.kernels.routes import Order, Route, reordered, route
 from normkit.core.normalize import Operands
@@ -56,11 +56,38 @@ def layouts(plan: Plan, dtypes: Mapping[str, Any], accumulation: Any) -> dict[st
     return found
 
 
-def description(plan: Plan, dtypes: Mapping[str, str]) -> str:
-    """What src/tensorflow.cpp reads: the call on arrays of these dtypes, the statistics among them as :data:`STATS`."""
+def description(plan: Plan, dtypes: Mapping[str, str], times: str = "") -> str:
+    """What src/tensorflow.cpp reads: the call on arrays of these dtypes, the statistics among them as :data:`STATS`.
+
+    ``times`` names the size that is times the length of the batch, which comes as an operand before all others.
+    """
     types = [TYPES[dtypes[name]] if name in dtypes else -1 for name in SLOTS]
     numbers = int("dy" in dtypes), *the_route(plan)[:5], plan.eps, plan.weight_offset, int(plan.center), *types
-    return " ".join(map(str, numbers))
+    return " ".join(map(str, (times, *numbers) if times else numbers))
+
+
+class Sample(NamedTuple):
+    """A call on a batch of unknown length: the plan for one sample of it, and which size of its route grows with it."""
+
+    plan: Plan
+    times: str
+
+
+@functools.lru_cache(maxsize=1024)
+def sample(plan: Plan) -> Sample | None:
+    """The call where the length of the first axis alone is unknown, and a kernel needs no other order of axes."""
+    if len(plan.shape) < 2 or plan.shape[0] is not None or None in (*plan.shape[1:], *plan.view[1:], *plan.param_shape):
+        return None
+    # Not of one, which might be in any place.
+    plans = [dataclasses.replace(plan, shape=(n, *plan.shape[1:]), view=(n, *plan.view[1:])) for n in (1, 2, 3)]
+    one, two, three = (route(p, False) for p in plans)
+    for times in ("outer", "inner"):
+        if one is not None and two is not None and three is not None:
+            size = getattr(one, times)
+            grown = [one._replace(**{times: n * size, "moments_shape": two.moments_shape}) for n in (2, 3)]
+            if [two, three._replace(moments_shape=two.moments_shape)] == grown:
+                return Sample(plans[0], times)
+    return None
 
 
 @functools.lru_cache(maxsize=1024)

@@ -116,7 +116,7 @@ class TensorflowBackend(ArrayBackend):
         arrays = (a for a in operands if a is not None)
         if served or compiled_here:
             y, *stats = (_fused(plan, names) if served else compiled.normalizer(plan, names, _formula))(*arrays)
-            return y, BatchStats(stats[0], stats[1], plan.count) if stats else None
+            return y, BatchStats(stats[0], stats[1], _count(plan, operands.x)) if stats else None
         y, *stats = _normalizer(plan, names)(*arrays)
         return y, counted(plan, operands.mask, BatchStats(*stats) if stats else None)
 
@@ -127,7 +127,8 @@ class TensorflowBackend(ArrayBackend):
             return y, kernels.batch_stats(plan, packed), lambda dy: kernels.vjp(plan, operands, packed, dy)
         if not eager and compiled.compiles() and compiled.serves(plan, operands):
             y, packed = compiled.forward(plan, operands)
-            return y, compiled.batch_stats(plan, packed), lambda dy: compiled.vjp(plan, operands, packed, dy)
+            stats = compiled.batch_stats(plan, packed, _count(plan, operands.x))
+            return y, stats, lambda dy: compiled.vjp(plan, operands, packed, dy)
         habits = _habits(plan, operands.x)
         y, used = forward(namespace, plan, operands, habits, count=_count(plan, operands.x))
 

@@ -6,6 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import tensorflow as tf
 from tensorflow.python.eager import forwardprop_util, record
@@ -14,13 +15,15 @@ from tensorflow.python.saved_model import save_context
 
 from normkit.backends import kernels
 from normkit.backends.kernels import programs
-from normkit.backends.kernels.programs import GRADIENTS, SLOTS, STATS, TARGET, TYPES, description, turned
+from normkit.backends.kernels.programs import GRADIENTS, SLOTS, STATS, TARGET, TYPES, description, sample, turned
+from normkit.backends.kernels.routes import Order
 from normkit.backends.protocol import Array
+from normkit.backends.tensorflow import modules
 from normkit.core.normalize import BatchStats, Gradients, Operands
 from normkit.core.plan import Plan
 
 _PROCESSORS = {"CPU", "XLA_CPU"}
-_OPERATION = "XlaCustomCallV2"
+_OPERATIONS = ("XlaCustomCallV2", "XlaCallModule")
 #: What registered gradients are named by: no name may come twice.
 _numbers = itertools.count()
 
@@ -28,13 +31,20 @@ _numbers = itertools.count()
 Formula = Callable[[Plan, Operands, Array], Gradients]
 
 
+class Operations(NamedTuple):
+    """How XLA is told to call a function: of arrays whose shapes are known, and by a module where one length is not."""
+
+    custom_call: Callable
+    module: Callable
+
+
 @functools.cache
-def _custom_call() -> Callable | None:
-    """The operation that calls a function of ours in XLA; ``None`` where this TensorFlow has it not."""
+def _operations() -> Operations | None:
+    """The operations that call a function of ours in XLA; ``None`` where this TensorFlow has them not."""
     try:
         from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
-        found = gen_xla_ops.xla_custom_call_v2
+        found = Operations(gen_xla_ops.xla_custom_call_v2, gen_xla_ops.xla_call_module)
     except (ImportError, AttributeError):
         return None
     return found if kernels.tensorflow_calls(Path(tf.__file__).parent / "libtensorflow_cc.so.2") else None
@@ -48,19 +58,22 @@ def compiles() -> bool:
 
 
 def serves(plan: Plan, operands: Operands) -> bool:
-    """Whether kernels serve a call in such a graph: where there are processors alone, and all sizes are known.
+    """Whether kernels serve a call in such a graph: on processors alone, and where all sizes but the batch's are known.
 
     A graph that is written while a model is saved (again, then) must run where normkit is not.
     """
     arrays = [a for a in operands if a is not None]
-    if operands.mask is not None or not all(a.dtype.name in TYPES for a in arrays) or not kernels.could_serve(plan):
+    if operands.mask is not None or not all(a.dtype.name in TYPES for a in arrays):
+        return False
+    one = sample(plan)
+    if not kernels.could_serve(one.plan if one else plan):
         return False
     if save_context.in_save_context() or any(
         d.device_type not in _PROCESSORS for d in tf.config.list_logical_devices()
     ):
         return False
     # Forward accumulators pass over custom gradients in a graph.
-    return not forwardprop_util.pack_tangents(arrays).tangents and _custom_call() is not None
+    return not forwardprop_util.pack_tangents(arrays).tangents and _operations() is not None
 
 
 def forward(plan: Plan, operands: Operands) -> tuple[Array, Array | None]:
@@ -79,14 +92,14 @@ def vjp(plan: Plan, operands: Operands, stats: Array | None, dy: Array) -> Gradi
     return Gradients(*map(_call(plan, given, wanted).get, GRADIENTS))
 
 
-def batch_stats(plan: Plan, stats: Array | None) -> BatchStats | None:
+def batch_stats(plan: Plan, stats: Array | None, count: Array | int) -> BatchStats | None:
     """The statistics as they leave :func:`normkit.batch_norm_train`; ``None`` for every other layer."""
     if not plan.stats_shape or stats is None:
         return None
     used = kernels.moments(plan, stats)
     assert used.mean is not None
     mean, var = (tf.reshape(a, plan.stats_shape) for a in (used.mean + used.residue, used.var))
-    return BatchStats(mean, var, plan.count or 0)
+    return BatchStats(mean, var, count)
 
 
 def _pullback(plan: Plan, packed: Array | None, operands: Operands, dy: Array) -> Gradients:
@@ -104,7 +117,7 @@ def normalizer(plan: Plan, names: tuple[str, ...], formula: Formula) -> Callable
     The custom call itself has the gradient: tf.custom_gradient would pass all operands through an operation of its own,
     and a tape around the compiled function would take each of them, and a zero for its gradient, out of it and back.
     """
-    straight, order, inverse = turned(plan)
+    straight, order, inverse = _turned(plan)
     results = ("y",) if "mean" in names else ("y", STATS)
 
     def gradients(dy, inputs, packed):
@@ -119,12 +132,12 @@ def normalizer(plan: Plan, names: tuple[str, ...], formula: Formula) -> Callable
         x, *params = map(tf.convert_to_tensor, arrays)
         inputs = [x if order is None else tf.transpose(x, order), *params]
         graph = tf.compat.v1.get_default_graph()
-        with record.stop_recording(), graph.gradient_override_map({_OPERATION: registered}):
+        with record.stop_recording(), graph.gradient_override_map(dict.fromkeys(_OPERATIONS, registered)):
             found = _call(straight, programs.given(_named(names, inputs)), results)
         y, packed = found["y"], found.get(STATS)
         record.record_operation(registered, list(found.values()), inputs, lambda dy, *_: gradients(dy, inputs, packed))
         # What becomes of the statistics where x moves, the formula says.
-        stats = batch_stats(plan, packed if packed is None else tf.stop_gradient(packed))
+        stats = batch_stats(plan, packed if packed is None else tf.stop_gradient(packed), 0)
         return (y if inverse is None else tf.transpose(y, inverse), *(stats[:2] if stats else ()))
 
     return normalize
@@ -163,26 +176,45 @@ def twice(
 
 def _call(plan: Plan, given: dict[str, Array], results: Sequence[str]) -> dict[str, Array]:
     """The results by name; what is in the place of y has x's axes as they were."""
-    plan, order, inverse = turned(plan)
+    plan, order, inverse = _turned(plan)
     if order is not None:
         given |= {name: tf.transpose(given[name], order) for name in ("x", "dy") if name in given}
-    names = [name for name in SLOTS if name in given]
-    dtypes = {name: given[name].dtype for name in names}
-    layouts = programs.layouts(plan, dtypes, tf.float64 if dtypes["x"] == tf.float64 else tf.float32)
+    given = {name: given[name] for name in SLOTS if name in given}
+    dtypes = {name: a.dtype for name, a in given.items()}
+    one = sample(plan)
+    layouts = programs.layouts(one.plan if one else plan, dtypes, _accumulation(dtypes["x"]))
+    layouts["y"] = plan.shape, dtypes["x"]
     shape, dtype = layouts[STATS]
-    layouts[STATS] = ((len(programs.saved(plan)), *shape), dtype)
-    there = dtypes | {name: layouts[name][1] for name in results}
-    custom_call = _custom_call()
-    assert custom_call is not None, "serves() was not asked"
-    found = custom_call(
-        operands=[given[name] for name in names],
-        call_target_name=TARGET,
-        backend_config=description(plan, {name: dtype.name for name, dtype in there.items()}),
-        has_side_effect=False,
-        result_dtypes=[layouts[name][1] for name in results],
-        result_shapes=[layouts[name][0] for name in results],
-    )
+    if one and 0 not in plan.axes:
+        shape = (None, *shape[1:])
+    layouts[STATS] = (len(programs.saved(plan)), *shape), dtype
+    wanted = {name: layouts[name] for name in results}
+    there = {name: dtype.name for name, dtype in (dtypes | {n: dtype for n, (_, dtype) in wanted.items()}).items()}
+    operations = _operations()
+    assert operations is not None, "serves() was not asked"
+    if one:
+        layouts |= dict.fromkeys(("x", "dy"), layouts["y"])
+        layouts |= {name: (plan.param_shape, dtypes[name]) for name in programs.OPERANDS[1:] if name in given}
+        text, takes = description(one.plan, there, one.times), [layouts[name] for name in given]
+        found = modules.call(operations.module, text, list(given.values()), takes, list(wanted.values()))
+    else:
+        found = operations.custom_call(
+            operands=list(given.values()),
+            call_target_name=TARGET,
+            backend_config=description(plan, there),
+            has_side_effect=False,
+            result_dtypes=[dtype for _, dtype in wanted.values()],
+            result_shapes=[shape for shape, _ in wanted.values()],
+        )
     by_name = dict(zip(results, found, strict=True))
     if inverse is not None:
         by_name["y"] = tf.transpose(by_name["y"], inverse)
     return by_name
+
+
+def _turned(plan: Plan) -> tuple[Plan, Order | None, Order | None]:
+    return turned(plan) if sample(plan) is None else (plan, None, None)
+
+
+def _accumulation(dtype: tf.DType) -> tf.DType:
+    return tf.float64 if dtype == tf.float64 else tf.float32

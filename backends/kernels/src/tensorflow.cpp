@@ -6,8 +6,10 @@
 #include <charconv>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <initializer_list>
 #include <string>
+#include <string_view>
 #include <system_error>
 
 #include "call.h"
@@ -27,12 +29,14 @@ constexpr int64_t kWakeBytes = 1 << 20;  // below, threads that sleep wake up to
   abort();
 }
 
-// The description that backends/kernels/programs.py writes: whether backward, a route, eps and offset, whether centred, and the
+// The description that backends/kernels/programs.py writes: the size that is times the batch's length, if that is an operand
+// (before all others); whether backward, a route, eps and offset, whether centred, and the
 // dtype of each slot, as in Type. The statistics are one array, in the place of the last of them.
 struct Call {
   Args args{};
   bool backward = false;
   int kind = 0, types[SLOTS];
+  int64_t Args::*times = nullptr;
 
   int type(Slot s) const { return s == MEAN || s == RESIDUE ? (args.center ? types[RSTD] : NONE) : s == VAR ? types[RSTD] : types[s]; }
   bool read(const char *at, const char *end) {
@@ -43,6 +47,9 @@ struct Call {
       const std::from_chars_result found = std::from_chars(at, end, value);
       at = found.ptr, whole = whole && found.ec == std::errc();
     };
+    const std::string_view first = std::string_view(at, size_t(end - at)).substr(0, 6);
+    if (first == "outer ") times = &Args::outer, at += 6;
+    if (first == "inner ") times = &Args::inner, at += 6;
     int flags[2]{};
     number(flags[0]), number(kind);
     for (int64_t *n : {&args.outer, &args.groups, &args.channels, &args.inner}) number(*n);
@@ -63,6 +70,13 @@ void custom_call(void *out, void *const *operands, const char *text, size_t size
   const Subnormals subnormals;
   Call call;
   if (!call.read(text, text + size)) give_up("what was asked for makes no sense", text, size);
+  const int64_t length = call.times ? *static_cast<const int64_t *>(*operands++) : 1;
+  if (call.times) {
+    int64_t &whole = call.args.*call.times;
+    if (__builtin_mul_overflow(whole, length, &whole) || (length != 0 && !sane(call.kind, call.args))) {
+      give_up("a batch has a length that makes no sense", text, size);
+    }
+  }
   const auto result = [&](int s) { return s >= DWEIGHT || s == Y || (s == RSTD && !call.backward); };
   int count = 0;
   for (int s = 0; s < SLOTS; ++s) count += call.types[s] != NONE && result(s);
@@ -74,6 +88,14 @@ void custom_call(void *out, void *const *operands, const char *text, size_t size
     const int64_t bytes = (call.kind == CHANNELS ? a.channels : a.outer * a.groups) * size_of(call.types[RSTD]);
     for (const Slot s : {MEAN, RESIDUE, VAR, RSTD})
       if (call.type(s) != NONE) at[s] = row, row += bytes;
+  }
+  if (length == 0) {  // a sum over nothing
+    const int64_t sets = call.kind == CHANNELS ? a.channels : a.outer * a.groups;
+    for (const Slot s : {MEAN, RESIDUE, VAR, RSTD})
+      if (at[s] && !call.backward) memset(at[s], 0, size_t(sets * size_of(call.types[RSTD])));
+    for (const Slot s : {DWEIGHT, DBIAS, DMEAN, DVAR})
+      if (at[s]) memset(at[s], 0, size_t(a.groups * a.channels * size_of(call.types[s])));
+    return;
   }
   place(a, [&](Slot s) { return at[s]; }), set_types(a, [&](Slot s) { return call.types[s]; });
   // In a program our threads have slept since the call before; and in OpenMP each of TensorFlow's that calls would get a team.
