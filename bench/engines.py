@@ -51,7 +51,7 @@ class Engine:
     @property
     def modes(self) -> tuple[str, ...]:
         """Eager, then the library's compiled modes."""
-        return (EAGER, *self.library.modes)
+        return (EAGER, *self.library.modes, *self.library.batch_modes)
 
     def device(self) -> str:
         """What computes."""

@@ -160,8 +160,8 @@ def run(
     backends : names of libraries; asking for one that is missing raises
     kind : "workloads", "goals" for those passes alone that have a goal, or "sweep" for sizes from 1 KB to 512 MB
     quick : fewer workloads and rounds, float32
-    workloads, dtypes, modes : only these; a mode is "eager" or what :attr:`Library.modes` lists, or "compiled" for all
-        of those
+    workloads, dtypes, modes : only these; a mode is "eager" or what :attr:`Library.modes` and ``batch_modes`` list, or
+        "compiled" for all of those
     named : only workloads with one of these in their names, and nothing besides them
     device : for PyTorch and JAX
     seconds : for one comparison

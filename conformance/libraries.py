@@ -36,6 +36,8 @@ class Library:
     layouts: tuple[str, ...] = ("contiguous", "channels_last")
     #: The compiled modes, each a name for :meth:`compiled`.
     modes: tuple[str, ...] = ()
+    #: More of them, for functions of x whose first axis is the batch and is not normalized.
+    batch_modes: tuple[str, ...] = ()
     #: The library differentiates by itself, so that second derivatives exist.
     differentiates = False
     #: Every new shape costs a second of compiling, so that fewer cases are tried.
@@ -88,8 +90,9 @@ class Library:
         raise NotImplementedError(f"{self.name} has no vmap")
 
     def compiled(self, function: Callable[..., Any], mode: str) -> Callable[..., Any]:
-        """``function`` of arrays only, compiled in one of :attr:`modes`."""
-        raise ValueError(f"{self.name} has no mode {mode!r}; there are: {', '.join(self.modes) or 'none'}")
+        """``function`` of arrays only, compiled in one of :attr:`modes`, or of :attr:`batch_modes`."""
+        modes = (*self.modes, *self.batch_modes)
+        raise ValueError(f"{self.name} has no mode {mode!r}; there are: {', '.join(modes) or 'none'}")
 
 
 class Strict(Library):
@@ -203,6 +206,7 @@ class TensorFlow(Library):
     dtypes = ("float64", "float32", "float16", "bfloat16")
     layouts = ("contiguous",)
     modes = ("tf.function", "tf.function(jit_compile=True)")
+    batch_modes = ("tf.function(jit_compile=True), any batch",)
     differentiates = True
     channel_axis = -1
 
@@ -248,9 +252,25 @@ class TensorFlow(Library):
         return dict(zip(positions, found, strict=True))
 
     def compiled(self, function, mode):
-        if mode not in self.modes:
+        if mode not in (*self.modes, *self.batch_modes):
             return super().compiled(function, mode)
-        return self.xp.function(function, jit_compile=mode.endswith("(jit_compile=True)") or None)
+        if mode in self.modes:
+            return self.xp.function(function, jit_compile=mode.endswith("(jit_compile=True)") or None)
+        tf, program = self.xp, None
+
+        def of_any_batch(*args):
+            nonlocal program
+            if program is None:
+                shape = tf.nest.flatten(args)[0].shape  # x's
+
+                def spec(a):
+                    return tf.TensorSpec((None, *shape[1:]) if a.shape == shape else a.shape, a.dtype)
+
+                signature = tf.nest.map_structure(spec, args)
+                program = tf.function(function, input_signature=signature, jit_compile=True, autograph=False)
+            return program(*args)
+
+        return of_any_batch
 
 
 class Jax(Library):

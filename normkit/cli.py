@@ -23,7 +23,7 @@ from normkit.conformance.libraries import LIBRARIES, Missing
 from normkit.study.command import study
 
 #: Ways to run a function; "compiled" stands for all but the first.
-MODES = ("eager", "compiled", *(mode for library in LIBRARIES.values() for mode in library.modes))
+MODES = ("eager", "compiled", *(m for library in LIBRARIES.values() for m in (*library.modes, *library.batch_modes)))
 
 _backends = click.option("--backend", "names", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
 
