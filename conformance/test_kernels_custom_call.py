@@ -156,7 +156,7 @@ def test_a_batch_of_none(layer):
 
 
 def test_which_lengths_a_call_can_be_told():
-    """The first axis alone may be unknown, where no other order of axes is needed and it has no parameters."""
+    """Where all that are unknown make one size, no other order of axes is needed, and none has parameters."""
 
     def sample(layer, shape, **options):
         return programs.sample(LAYERS[layer](shape, {"eps": 1e-5, **options}))
@@ -165,7 +165,11 @@ def test_which_lengths_a_call_can_be_told():
     assert sample("batch_norm_train", (None, 4), axis=1).times == "inner"
     assert sample("group_norm", (None, 3, 4), axis=2, num_groups=2).times == "outer"
     assert sample("layer_norm", (2, 3, 4), axis=(-1,)) is None
-    assert sample("layer_norm", (None, None, 4), axis=(-1,)) is None
+    assert sample("layer_norm", (None, None, 4), axis=(-1,)).times == "outer"
+    assert sample("layer_norm", (2, None, 4), axis=(-1,)).times == "outer"
+    assert sample("batch_norm_train", (None, None, None, 4), axis=3).times == "inner"
+    assert sample("batch_norm_train", (None, 4, None), axis=1) is None
+    assert sample("instance_norm", (None, None, 4), axis=2) is None
     assert sample("layer_norm", (None, 3, 4), axis=(1,)) is None
     assert sample("batch_norm_train", (None, 4), axis=0) is None
 

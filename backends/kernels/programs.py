@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from normkit.backends.kernels.routes import Order, Route, reordered, route
@@ -59,7 +60,7 @@ def layouts(plan: Plan, dtypes: Mapping[str, Any], accumulation: Any) -> dict[st
 def description(plan: Plan, dtypes: Mapping[str, str], times: str = "") -> str:
     """What src/tensorflow.cpp reads: the call on arrays of these dtypes, the statistics among them as :data:`STATS`.
 
-    ``times`` names the size that is times the length of the batch, which comes as an operand before all others.
+    ``times`` names the size that is times a number which comes as an operand before all others.
     """
     types = [TYPES[dtypes[name]] if name in dtypes else -1 for name in SLOTS]
     numbers = int("dy" in dtypes), *the_route(plan)[:5], plan.eps, plan.weight_offset, int(plan.center), *types
@@ -67,7 +68,7 @@ def description(plan: Plan, dtypes: Mapping[str, str], times: str = "") -> str:
 
 
 class Sample(NamedTuple):
-    """A call on a batch of unknown length: the plan for one sample of it, and which size of its route grows with it."""
+    """A call on x of which lengths are unknown: the plan where they are one, and which size of its route they grow."""
 
     plan: Plan
     times: str
@@ -75,19 +76,36 @@ class Sample(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def sample(plan: Plan) -> Sample | None:
-    """The call where the length of the first axis alone is unknown, and a kernel needs no other order of axes."""
-    if len(plan.shape) < 2 or plan.shape[0] is not None or None in (*plan.shape[1:], *plan.view[1:], *plan.param_shape):
+    """The call where axes of unknown length make one size of a kernel's, and it needs no other order of axes."""
+    unknown = [a for a, n in enumerate(plan.shape) if n is None]
+    if not unknown or None in plan.param_shape:
         return None
-    # Not of one, which might be in any place.
-    plans = [dataclasses.replace(plan, shape=(n, *plan.shape[1:]), view=(n, *plan.view[1:])) for n in (1, 2, 3)]
-    one, two, three = (route(p, False) for p in plans)
+
+    def route_of(lengths: Mapping[int, int]) -> Route | None:
+        return route(filled(plan, [lengths.get(a, 1) for a in unknown]), False)
+
+    one = route_of({})
+    # One might stand in any place: it must be so for others, by themselves and together.
+    tried = [{a: n} for a in unknown for n in (2, 3)] + [dict.fromkeys(unknown, 2)]
     for times in ("outer", "inner"):
-        if one is not None and two is not None and three is not None:
-            size = getattr(one, times)
-            grown = [one._replace(**{times: n * size, "moments_shape": two.moments_shape}) for n in (2, 3)]
-            if [two, three._replace(moments_shape=two.moments_shape)] == grown:
-                return Sample(plans[0], times)
+        grown = [(math.prod(lengths.values()), route_of(lengths)) for lengths in tried]
+        if one is not None and all(r is not None and _sizes(r) == _sizes(one, times, n) for n, r in grown):
+            return Sample(filled(plan, [1] * len(unknown)), times)
     return None
+
+
+def filled(plan: Plan, lengths: Sequence[int]) -> Plan:
+    """The plan with these in the place of the lengths that it does not know."""
+
+    def known(sizes: Shape) -> Shape:
+        rest = iter(lengths)
+        return tuple(next(rest) if n is None else n for n in sizes)
+
+    return dataclasses.replace(plan, shape=known(plan.shape), view=known(plan.view))
+
+
+def _sizes(r: Route, times: str = "outer", n: int = 1) -> tuple[int, ...]:
+    return r._replace(**{times: n * getattr(r, times)})[:5]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -32,7 +32,7 @@ Formula = Callable[[Plan, Operands, Array], Gradients]
 
 
 class Operations(NamedTuple):
-    """How XLA is told to call a function: of arrays whose shapes are known, and by a module where one length is not."""
+    """How XLA is told to call a function: of arrays whose shapes are known, and by a module where lengths are not."""
 
     custom_call: Callable
     module: Callable
@@ -58,7 +58,7 @@ def compiles() -> bool:
 
 
 def serves(plan: Plan, operands: Operands) -> bool:
-    """Whether kernels serve a call in such a graph: on processors alone, and where all sizes but the batch's are known.
+    """Whether kernels serve a call in such a graph: on processors, with all of a kernel's sizes known, or all but one.
 
     A graph that is written while a model is saved (again, then) must run where normkit is not.
     """
@@ -183,20 +183,15 @@ def _call(plan: Plan, given: dict[str, Array], results: Sequence[str]) -> dict[s
     dtypes = {name: a.dtype for name, a in given.items()}
     one = sample(plan)
     layouts = programs.layouts(one.plan if one else plan, dtypes, _accumulation(dtypes["x"]))
-    layouts["y"] = plan.shape, dtypes["x"]
     shape, dtype = layouts[STATS]
-    if one and 0 not in plan.axes:
-        shape = (None, *shape[1:])
     layouts[STATS] = (len(programs.saved(plan)), *shape), dtype
     wanted = {name: layouts[name] for name in results}
     there = {name: dtype.name for name, dtype in (dtypes | {n: dtype for n, (_, dtype) in wanted.items()}).items()}
     operations = _operations()
     assert operations is not None, "serves() was not asked"
     if one:
-        layouts |= dict.fromkeys(("x", "dy"), layouts["y"])
-        layouts |= {name: (plan.param_shape, dtypes[name]) for name in programs.OPERANDS[1:] if name in given}
-        text, takes = description(one.plan, there, one.times), [layouts[name] for name in given]
-        found = modules.call(operations.module, text, list(given.values()), takes, list(wanted.values()))
+        text = description(one.plan, there, one.times)
+        found = modules.call(operations.module, plan, text, given, wanted)
     else:
         found = operations.custom_call(
             operands=list(given.values()),

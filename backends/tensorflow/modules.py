@@ -1,42 +1,59 @@
-"""A kernel's call in XLA on a batch of unknown length, as a StableHLO module: XLA learns the length as it compiles."""
+"""A kernel's call in XLA where lengths are unknown, as a StableHLO module: XLA learns them as it compiles."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from normkit.backends.kernels.programs import TARGET
+from normkit.backends.kernels.programs import STATS, TARGET
 from normkit.backends.protocol import Array
+from normkit.core.plan import Plan
 
-#: A shape whose unknown length is that of the batch, and a dtype.
+#: A shape and a dtype.
 Layout = tuple[Sequence[int | None], Any]
+#: A length that is known, or what has it in the module.
+Length = int | str
 
-#: What TensorFlow is told of the module: of this version it is asked whether there are unknown lengths.
+Named = tuple[Sequence[Length], Any]
+
+#: What TensorFlow is told of the module: of this version it asks whether there are unknown lengths.
 VERSION = 9
 _LENGTH = "tensor<1xi64>"
 _TYPES = {tf.float64: "f64", tf.float32: "f32", tf.float16: "f16", tf.bfloat16: "bf16"}
 
 
 def call(
-    operation: Callable, text: str, operands: Sequence[Array], given: Sequence[Layout], results: Sequence[Layout]
+    operation: Callable, plan: Plan, text: str, given: Mapping[str, Array], results: Mapping[str, Layout]
 ) -> list[Array]:
-    """The results of the kernel that ``text`` describes, for whose handler the batch's length is the first operand.
+    """The results of the kernel that ``text`` describes, whose handler is told the product of the unknown lengths.
 
-    ``operation`` is TensorFlow's; x is the first of the operands, and the batch its first axis.
+    ``operation`` is TensorFlow's; ``results`` have ones for unknown lengths. x comes first of what is given.
     """
+    names = [n if n is not None else f"%n{a}" for a, n in enumerate(plan.shape)]
+    unknown = iter([name for name in names if isinstance(name, str)])
+    view = [next(unknown) if n is None else n for n in plan.view]
+    stats = [1 if a in plan.axes else n for a, n in enumerate(view)]
+
+    def shaped(slot: str, shape: Sequence[Any]) -> Sequence[Length]:
+        if slot in ("x", "dy", "y"):
+            return names
+        return [shape[0], *stats] if slot == STATS else shape
+
+    takes = [(shaped(slot, a.shape if slot == STATS else plan.param_shape), a.dtype) for slot, a in given.items()]
+    makes = [(shaped(slot, shape), dtype) for slot, (shape, dtype) in results.items()]
     return operation(
-        args=list(operands),
+        args=list(given.values()),
         version=VERSION,
-        module=_module(text, given, results),
-        Tout=[dtype for _, dtype in results],
-        Sout=[list(shape) for shape, _ in results],
+        module=_module(text, takes, makes),
+        Tout=[dtype for _, dtype in makes],
+        Sout=[[None if isinstance(n, str) else n for n in shape] for shape, _ in makes],
         platforms=["CPU"],
     )
 
 
-def _module(text: str, operands: Sequence[Layout], results: Sequence[Layout]) -> str:
+def _module(text: str, operands: Sequence[Named], results: Sequence[Named]) -> str:
     """Shapes of results are operands too: from those, once they are numbers, XLA has the results' own."""
     kinds, found = ([_kind(*layout) for layout in layouts] for layouts in (operands, results))
     arrays = [f"%a{k}" for k in range(len(operands))]
@@ -47,15 +64,21 @@ def _module(text: str, operands: Sequence[Layout], results: Sequence[Layout]) ->
         f'api_version = 3 : i32, backend_config = "{text}", '
         f"indices_of_shape_operands = dense<{places}> : tensor<{len(places)}xi64>"
     )
-    taken, made = _joined(["%n", *arrays, *shapes]), _joined(found)
-    takes = _joined([_LENGTH, *kinds, *of_shapes])
-    lines = [
-        f"%d = stablehlo.get_dimension_size %a0, dim = 0 : ({kinds[0]}) -> tensor<i32>",
-        "%l = stablehlo.convert %d : (tensor<i32>) -> tensor<i64>",
-        f"%n = stablehlo.reshape %l : (tensor<i64>) -> {_LENGTH}",
-    ]
+    lines, product = [], ""
+    for axis, n in enumerate(operands[0][0]):
+        if isinstance(n, str):
+            lines += [
+                f"%d{axis} = stablehlo.get_dimension_size %a0, dim = {axis} : ({kinds[0]}) -> tensor<i32>",
+                f"%l{axis} = stablehlo.convert %d{axis} : (tensor<i32>) -> tensor<i64>",
+                f"{n} = stablehlo.reshape %l{axis} : (tensor<i64>) -> {_LENGTH}",
+            ]
+            if product:
+                lines.append(f"%p{axis} = stablehlo.multiply {product}, {n} : {_LENGTH}")
+            product = f"%p{axis}" if product else n
     for name, (shape, _) in zip(shapes, results, strict=True):
         lines += _shape(name, shape)
+    taken, made = _joined([product, *arrays, *shapes]), _joined(found)
+    takes = _joined([_LENGTH, *kinds, *of_shapes])
     lines += [
         f"%r:{len(results)} = stablehlo.custom_call @{TARGET}({taken}) {{{attributes}}} : ({takes}) -> ({made})",
         f"return {_joined(f'%r#{k}' for k in range(len(results)))} : {made}",
@@ -73,17 +96,16 @@ def _joined(parts: Iterable[str]) -> str:
     return ", ".join(parts)
 
 
-def _kind(shape: Sequence[int | None], dtype: Any) -> str:
-    return f"tensor<{'x'.join(['?' if n is None else str(n) for n in shape] + [_TYPES[dtype]])}>"
+def _kind(shape: Sequence[Length], dtype: Any) -> str:
+    return f"tensor<{'x'.join(['?' if isinstance(n, str) else str(n) for n in shape] + [_TYPES[dtype]])}>"
 
 
-def _shape(name: str, shape: Sequence[int | None]) -> list[str]:
-    """Lines after which ``name`` is the shape, of ``%n`` where it is unknown."""
-    lengths = ["%n" if n is None else f"{name}_{a}" for a, n in enumerate(shape)]
-    kinds = _joined([_LENGTH] * len(lengths))
+def _shape(name: str, shape: Sequence[Length]) -> list[str]:
+    """Lines after which ``name`` is the shape."""
+    parts = [n if isinstance(n, str) else f"{name}_{a}" for a, n in enumerate(shape)]
     lines = []
-    for length, n in zip(lengths, shape, strict=True):
-        if n is not None:
-            lines.append(f"{length} = stablehlo.constant dense<{n}> : {_LENGTH}")
-    whole = f"({kinds}) -> tensor<{len(lengths)}xi64>"
-    return [*lines, f"{name} = stablehlo.concatenate {_joined(lengths)}, dim = 0 : {whole}"]
+    for part, n in zip(parts, shape, strict=True):
+        if part is not n:
+            lines.append(f"{part} = stablehlo.constant dense<{n}> : {_LENGTH}")
+    whole = f"({_joined([_LENGTH] * len(parts))}) -> tensor<{len(parts)}xi64>"
+    return [*lines, f"{name} = stablehlo.concatenate {_joined(parts)}, dim = 0 : {whole}"]
