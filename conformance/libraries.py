@@ -285,7 +285,9 @@ class Jax(Library):
     channel_axis = -1
 
     def session(self):
-        return self.xp.enable_x64(True)
+        if hasattr(self.xp, "enable_x64"):
+            return self.xp.enable_x64(True)
+        return importlib.import_module("jax.experimental").enable_x64(True)  # where older JAX has it
 
     def array(self, values, dtype, layout="contiguous"):
         return self.xp.numpy.asarray(np.asarray(values), dtype=getattr(self.xp.numpy, dtype))

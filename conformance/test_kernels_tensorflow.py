@@ -10,6 +10,7 @@ import pytest
 
 import normkit as nk
 from normkit.backends import kernels
+from normkit.backends.kernels.libraries import library_of
 from normkit.conformance.kernel_inputs import DTYPES, LARGE, dtype_of, make, need_kernels, run
 from normkit.conformance.package import fresh
 
@@ -34,6 +35,17 @@ def test_tensorflow_has_the_same_bits(layer, shape, options, last, dtype):
     assert stats is None or stats.tobytes() == stats2.numpy().tobytes()
     for name, g in gradients.items():
         assert g.tobytes() == gradients2[name].numpy().tobytes(), name
+
+
+def test_tensors_without_a_method_for_dlpack(monkeypatch):
+    """TensorFlow's before 2.20."""
+    from tensorflow.python.framework import ops
+
+    monkeypatch.delattr(ops._EagerTensorBase, "__dlpack__", raising=False)
+    arrays = type(library_of(type(tf.ones(1))))()
+    x = np.arange(6, dtype="f4")
+    (capsule,) = arrays.exported([tf.constant(x)])
+    assert not kernels._kernels.negative(capsule)
 
 
 AGAIN = """

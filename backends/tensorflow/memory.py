@@ -19,6 +19,8 @@ class TensorflowArrays:
         with tf.init_scope(), tf.device("CPU:0"):
             host = tf.constant(0)
         self._kind, self._host = type(host), host.device
+        # The method came with TensorFlow 2.20.
+        self._capsule = getattr(self._kind, "__dlpack__", tf.experimental.dlpack.to_dlpack)
         # Looked up by identity: there is one object of each dtype, and it is slow to hash. Numbers as in src/kernels.h.
         self._types = {id(t): i for i, t in enumerate((tf.float32, tf.float64, tf.float16, tf.bfloat16))}
 
@@ -51,4 +53,4 @@ class TensorflowArrays:
 
     def exported(self, arrays):
         """The arrays as the extension takes them: capsules, which hold the memory until the call is over."""
-        return [None if a is None else a.__dlpack__() for a in arrays]
+        return [None if a is None else self._capsule(a) for a in arrays]

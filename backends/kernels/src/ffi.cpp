@@ -251,7 +251,7 @@ Error *handle(Frame *frame) {
   if (frame->extensions && frame->extensions->type == kMetadata) {
     // The newest version that both sides know; what is out of range, XLA refuses in its own words.
     Metadata *asked = reinterpret_cast<MetadataExtension *>(frame->extensions)->metadata;
-    const int minor = known ? frame->api->version.minor : kNewestMinor;
+    const int minor = known ? frame->api->version.minor : kOldestMinor;  // older ones do not say
     if (holds(asked, &Metadata::version))
       asked->version = {sizeof(Version), nullptr, kMajor, std::min(std::max(minor, kOldestMinor), kNewestMinor)};
     return nullptr;
