@@ -171,7 +171,7 @@ def _layer_norm(runtime):
     ("theirs", "answer"), [((0, 1), (0, 1)), ((0, 2), (0, 2)), ((0, 9), (0, 3)), ((1, 0), (0, 1)), (None, (0, 1))]
 )
 def test_the_version_that_both_sides_know(theirs, answer):
-    """XLA refuses the answer where it does not know it; this is how it asks, before JAX 0.8 without saying its own."""
+    """XLA refuses the answer where it does not know it; this is how it asks, before JAX 0.9 without saying its own."""
     runtime = Runtime()
     if theirs is not None:
         runtime.api.version = Version(*theirs)
