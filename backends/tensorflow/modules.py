@@ -13,9 +13,8 @@ from normkit.core.plan import Plan
 
 #: A shape and a dtype.
 Layout = tuple[Sequence[int | None], Any]
-#: A length that is known, or what has it in the module.
+#: A length that is known, or what has it in the module; and a layout of those.
 Length = int | str
-
 Named = tuple[Sequence[Length], Any]
 
 #: What TensorFlow is told of the module: of this version it asks whether there are unknown lengths.
