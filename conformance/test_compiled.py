@@ -141,6 +141,25 @@ def test_derivatives_around_a_graph(library, way, jit, derivative):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)  # two float32 formulas, each within units
 
 
+def test_one_program_for_any_batch(library):
+    """The mode that is timed: x and what has its shape may be longer, and parameters may not."""
+    if not library.batch_modes:
+        pytest.skip(f"{library.name} compiles for each length")
+    traced = []
+
+    def call(x, weight):
+        traced.append((x.shape[0], weight.shape[0]))
+        return nk.layer_norm(x, weight)
+
+    (mode,) = library.batch_modes
+    program = library.compiled(call, mode)
+    for length in (4, 3):
+        x, weight = library.array(np.eye(length, 4), "float32"), library.array(np.ones(4), "float32")
+        np.testing.assert_allclose(library.numpy(program(x, weight)), library.numpy(call(x, weight)), atol=1e-6)
+        traced.pop()
+    assert traced == [(None, 4)]
+
+
 @pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("unknown", ["batch", "all but channels"])

@@ -111,7 +111,7 @@ def _sizes(r: Route, times: str = "outer", n: int = 1) -> tuple[int, ...]:
 @functools.lru_cache(maxsize=1024)
 def turned(plan: Plan) -> tuple[Plan, Order | None, Order | None]:
     """The plan for x with its axes in another order, that order and its inverse, where a kernel needs it."""
-    if route(plan, False) is not None:
+    if route(plan, False) is not None or sample(plan) is not None:
         return plan, None, None
     found = reordered(plan)
     assert found is not None, "accelerates() was not asked"

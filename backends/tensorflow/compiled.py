@@ -16,7 +16,6 @@ from tensorflow.python.saved_model import save_context
 from normkit.backends import kernels
 from normkit.backends.kernels import programs
 from normkit.backends.kernels.programs import GRADIENTS, SLOTS, STATS, TARGET, TYPES, description, sample, turned
-from normkit.backends.kernels.routes import Order
 from normkit.backends.protocol import Array
 from normkit.backends.tensorflow import modules
 from normkit.core.normalize import BatchStats, Gradients, Operands
@@ -117,7 +116,7 @@ def normalizer(plan: Plan, names: tuple[str, ...], formula: Formula) -> Callable
     The custom call itself has the gradient: tf.custom_gradient would pass all operands through an operation of its own,
     and a tape around the compiled function would take each of them, and a zero for its gradient, out of it and back.
     """
-    straight, order, inverse = _turned(plan)
+    straight, order, inverse = turned(plan)
     results = ("y",) if "mean" in names else ("y", STATS)
 
     def gradients(dy, inputs, packed):
@@ -176,7 +175,7 @@ def twice(
 
 def _call(plan: Plan, given: dict[str, Array], results: Sequence[str]) -> dict[str, Array]:
     """The results by name; what is in the place of y has x's axes as they were."""
-    plan, order, inverse = _turned(plan)
+    plan, order, inverse = turned(plan)
     if order is not None:
         given |= {name: tf.transpose(given[name], order) for name in ("x", "dy") if name in given}
     given = {name: given[name] for name in SLOTS if name in given}
@@ -205,10 +204,6 @@ def _call(plan: Plan, given: dict[str, Array], results: Sequence[str]) -> dict[s
     if inverse is not None:
         by_name["y"] = tf.transpose(by_name["y"], inverse)
     return by_name
-
-
-def _turned(plan: Plan) -> tuple[Plan, Order | None, Order | None]:
-    return turned(plan) if sample(plan) is None else (plan, None, None)
 
 
 def _accumulation(dtype: tf.DType) -> tf.DType:

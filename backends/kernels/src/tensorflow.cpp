@@ -29,9 +29,9 @@ constexpr int64_t kWakeBytes = 1 << 20;  // below, threads that sleep wake up to
   abort();
 }
 
-// The description that backends/kernels/programs.py writes: the size that is times the batch's length, if that is an operand
-// (before all others); whether backward, a route, eps and offset, whether centred, and the
-// dtype of each slot, as in Type. The statistics are one array, in the place of the last of them.
+// The description that backends/kernels/programs.py writes: the size that is times the product of lengths that the program did
+// not know, if that is an operand (before all others); whether backward, a route, eps and offset, whether centred, and the dtype
+// of each slot, as in Type. The statistics are one array, in the place of the last of them.
 struct Call {
   Args args{};
   bool backward = false;
