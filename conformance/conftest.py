@@ -31,7 +31,7 @@ ONLY = {
     "test_keras_train.py": KERAS,
     "test_kernels_jax.py": "jax",
     "test_kernels_tensorflow.py": "tensorflow",
-    "test_kernels_tensorflow_xla.py": "tensorflow",
+    "test_kernels_tensorflow_graphs.py": "tensorflow",
     "test_kernels_torch.py": "torch",
     "test_kernels_xla.py": "jax",
     "test_recalibrate_functions.py": "jax tensorflow torch",

@@ -14,6 +14,7 @@ import pytest
 from normkit.backends import kernels
 from normkit.backends.kernels import programs
 from normkit.backends.kernels.programs import GRADIENTS, SLOTS, STATS
+from normkit.conformance.descriptions import MEANINGLESS, described
 from normkit.conformance.kernel_inputs import DTYPES, LARGE, LAYERS, SMALL, dtype_of, make, need_kernels, run
 from normkit.conformance.xla_runtime import pointer
 from normkit.core.normalize import Operands
@@ -96,7 +97,7 @@ import os, threading
 import numpy as np
 import torch
 from normkit.backends import kernels
-from normkit.conformance.test_kernels_custom_call import _text, custom_call
+from normkit.conformance.test_kernels_custom_call import custom_call, described
 
 def work():
     custom_call([x], [np.empty_like(x)], text)
@@ -104,7 +105,7 @@ def work():
 
 assert kernels.info()["threads_of"] == "openmp"
 kernels.limit_threads(3)
-x, text = np.ones(({rows}, 1024), "f4"), _text("0 0 {rows} 1 1024 1 1e-05 0.0 1").encode()
+x, text = np.ones(({rows}, 1024), "f4"), described("0 0 {rows} 1 1024 1 1e-05 0.0 1").encode()
 called, counted = threading.Barrier(5), threading.Barrier(5)
 before = len(os.listdir("/proc/self/task"))
 callers = [threading.Thread(target=work) for _ in range(4)]
@@ -174,47 +175,14 @@ def test_which_lengths_a_call_can_be_told():
     assert sample("batch_norm_train", (None, 4), axis=0) is None
 
 
-def _text(head="0 0 4 1 6 1 1e-05 0.0 1", **types):
-    """A layer norm's forward call of float32 without parameters, but for this."""
-    return " ".join([head, *(str({"x": 0, "y": 0, **types}.get(name, -1)) for name in SLOTS)])
-
-
 def test_a_call_by_hand():
     plan = LAYERS["layer_norm"]((4, 6), {"axis": (-1,), "eps": 1e-5})
-    assert _text() == programs.description(plan, {"x": "float32", "y": "float32"})
+    assert described() == programs.description(plan, {"x": "float32", "y": "float32"})
     x, y = np.arange(24, dtype="f4").reshape(4, 6), np.full((4, 6), np.nan, "f4")
-    custom_call([x], [y], _text().encode())
+    custom_call([x], [y], described().encode())
     assert y.tobytes() == kernels.forward(plan, Operands(x))[0].tobytes()
 
 
-MEANINGLESS = {
-    "nothing": "",
-    "words": "layer norm",
-    "too little": _text()[:-3],
-    "too much": _text() + " 0",
-    "no such kernel": _text("0 3 4 1 6 1 1e-05 0.0 1"),
-    "no size": _text("0 0 4 1 0 1 1e-05 0.0 1"),
-    "a negative size": _text("0 0 -4 1 -6 1 1e-05 0.0 1"),
-    "sizes past all numbers": _text(f"0 0 {2**40} 1 {2**40} 1 1e-05 0.0 1"),
-    "a size past all numbers": _text(f"0 0 {2**70} 1 6 1 1e-05 0.0 1"),
-    "channels in groups": _text("0 1 4 2 6 1 1e-05 0.0 1"),
-    "no such dtype": _text(weight=4),
-    "a size that there is none of": _text("other 0 0 4 1 6 1 1e-05 0.0 1"),
-    "no x": _text(x=-1, y=-1, weight=0),
-    "no y": _text(y=-1),
-    "y of another dtype": _text(y=1),
-    "backward, and no dy": _text("1 0 4 1 6 1 1e-05 0.0 1", rstd=0),
-    "forward, and dy": _text(dy=0, rstd=0),
-    "backward, and no statistics": _text("1 0 4 1 6 1 1e-05 0.0 1", dy=0),
-    "statistics in half precision": _text(x=2, y=2, rstd=2),
-    "statistics one by one": _text(mean=0, residue=0, var=0, rstd=0),
-    "a mean, and no variance": _text("0 1 4 1 6 1 1e-05 0.0 1", given_mean=0),
-    "a given mean of rows": _text(given_mean=0, given_var=0),
-    "statistics of given ones": _text("0 1 4 1 6 1 1e-05 0.0 1", given_mean=0, given_var=0, rstd=0),
-    "a gradient in a forward call": _text(weight=0, dweight=0),
-    "the gradient of a mean that is not given": _text("1 0 4 1 6 1 1e-05 0.0 1", dy=0, rstd=0, dmean=0),
-    "a gradient of another dtype": _text("1 0 4 1 6 1 1e-05 0.0 1", dy=0, rstd=0, weight=0, dweight=1),
-}
 CALLS = """
 import os
 import numpy as np
@@ -233,14 +201,14 @@ for text in MEANINGLESS.values():
 LENGTHS = """
 import os
 import numpy as np
-from normkit.conformance.test_kernels_custom_call import _text, custom_call
+from normkit.conformance.test_kernels_custom_call import custom_call, described
 
 x = np.ones((4, 6), "f4")
 for length in (-1, 2**61):
     if child := os.fork():
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     else:
-        custom_call([np.array([length]), x], [np.empty_like(x)], _text("outer 0 0 4 1 6 1 1e-05 0.0 1").encode())
+        custom_call([np.array([length]), x], [np.empty_like(x)], described("outer 0 0 4 1 6 1 1e-05 0.0 1").encode())
         os._exit(0)
 """
 

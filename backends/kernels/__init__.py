@@ -290,6 +290,11 @@ def tensorflow_calls(library: Path) -> bool:
     return _kernels is not None and _kernels.tensorflow_calls(str(library))
 
 
+def tensorflow_operation(library: Path) -> bool:
+    """Define the kernels' operation in this libtensorflow_framework, once; false where it cannot be."""
+    return _kernels is not None and _kernels.tensorflow_operation(str(library))
+
+
 def torch_operators(library: Path) -> bool:
     """Implement the operators of backends/torch/ops.py for this libtorch without Python; false where it is too old."""
     return _kernels is not None and _kernels.torch_operators(str(library))
@@ -325,6 +330,7 @@ __all__ = [
     "refusal",
     "served",
     "tensorflow_calls",
+    "tensorflow_operation",
     "torch_operators",
     "vjp",
     "xla_handler",

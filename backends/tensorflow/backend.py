@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.autograph.core import config as autograph
 from tensorflow.python.eager import record
 
 from normkit.backends import kernels
 from normkit.backends.protocol import Array, ArrayBackend
-from normkit.backends.tensorflow import compiled, namespace
+from normkit.backends.tensorflow import graphs, namespace
 from normkit.core.moments import (
     Habits,
     Moments,
@@ -51,6 +52,10 @@ SHORT_CALL, SHORT_RUN, LANES_RUN, SHORT_COLUMN = 1 << 16, 64, 256, 512
 #: The type of tensors that have values; tf.Tensor is that of symbolic ones too.
 EagerTensor = tf.__internal__.EagerTensor
 _ARRAYS = (EagerTensor, tf.Tensor, tf.Variable)
+
+
+# No function here looks at values as if it had them: TensorFlow need not rewrite what a graph calls.
+autograph.CONVERSION_RULES = (autograph.DoNotConvert("normkit"), *autograph.CONVERSION_RULES)
 
 
 class TensorflowBackend(ArrayBackend):
@@ -102,20 +107,16 @@ class TensorflowBackend(ArrayBackend):
         return tf.reshape(tf.cast(tf.range(n), dtype), [n, *(1 for _ in x.shape[axis + 1 :])])
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
-        served = compiled_here = False
-        if _eager(operands):
-            operands = _read(operands)
-            served = kernels.accelerates(plan, operands)
-        elif compiled.compiles():
-            operands = _read(operands)
-            compiled_here = compiled.serves(plan, operands)
+        eager, operands = _eager(operands), _read(operands)
+        call = None if eager else graphs.caller(plan, operands, derived=False)
+        served = eager and kernels.accelerates(plan, operands)
         if served and not record.could_possibly_record():
             y, packed = kernels.forward(plan, operands, save=plan.layer == "batch_norm_train")
             return y, kernels.batch_stats(plan, packed)
         names = tuple(name for name, a in zip(Operands._fields, operands, strict=True) if a is not None)
         arrays = (a for a in operands if a is not None)
-        if served or compiled_here:
-            y, *stats = (_fused(plan, names) if served else compiled.normalizer(plan, names, _formula))(*arrays)
+        if served or call:
+            y, *stats = (graphs.normalizer(call, plan, names, _formula) if call else _fused(plan, names))(*arrays)
             return y, BatchStats(stats[0], stats[1], _count(plan, operands.x)) if stats else None
         y, *stats = _normalizer(plan, names)(*arrays)
         return y, counted(plan, operands.mask, BatchStats(*stats) if stats else None)
@@ -125,10 +126,11 @@ class TensorflowBackend(ArrayBackend):
         if eager and kernels.accelerates(plan, operands):
             y, packed = kernels.forward(plan, operands)
             return y, kernels.batch_stats(plan, packed), lambda dy: kernels.vjp(plan, operands, packed, dy)
-        if not eager and compiled.compiles() and compiled.serves(plan, operands):
-            y, packed = compiled.forward(plan, operands)
-            stats = compiled.batch_stats(plan, packed, _count(plan, operands.x))
-            return y, stats, lambda dy: compiled.vjp(plan, operands, packed, dy)
+        call = None if eager else graphs.caller(plan, operands, derived=True)
+        if call:
+            y, packed = graphs.forward(call, plan, operands)
+            stats = graphs.batch_stats(plan, packed, _count(plan, operands.x))
+            return y, stats, lambda dy: graphs.vjp(call, plan, operands, packed, dy)
         habits = _habits(plan, operands.x)
         y, used = forward(namespace, plan, operands, habits, count=_count(plan, operands.x))
 
@@ -156,7 +158,7 @@ def _normalizer(plan: Plan, names: tuple[str, ...]) -> Callable:
             # TensorFlow has not all that is in the gradient of a conditional's gradient, and XLA still less.
             constant = Moments(*(a if a is None or is_number(a) else tf.stop_gradient(a) for a in used))
             pullback = functools.partial(_pullback, plan, constant)
-            twice = compiled.twice(plan, names, pullback, _formula)
+            twice = graphs.twice(plan, names, pullback, _formula)
             return (y, *stopped), lambda dy, *_: twice(dy, arrays)
 
         def gradient(dy, *_):
@@ -220,7 +222,7 @@ def _on_host(x: Array) -> bool:
 def _habits(plan: Plan, x: Array) -> Habits:
     if not tf.executing_eagerly():
         size, run = product(plan.view), plan.run
-        if size is None or run is None or not compiled.compiles() or not (size <= SHORT_CALL or 1 < run <= SHORT_RUN):
+        if size is None or run is None or not graphs.compiles() or not (size <= SHORT_CALL or 1 < run <= SHORT_RUN):
             return GRAPH
         return SHORT._replace(lanes=LANES if LANES <= run <= LANES_RUN else 0)
     return Habits(wide=not plan.trailing, rescue=rescue_if_needed if _on_host(x) else rescue_always)
@@ -231,7 +233,7 @@ def _habits_of_gradients(plan: Plan) -> Habits:
         return WIDE
     rows = product(plan.view[a] for a in plan.param_axes)
     short = plan.trailing and rows is not None and GRAPH.longest < rows <= SHORT_COLUMN
-    return WIDE if short and compiled.compiles() else GRAPH
+    return WIDE if short and graphs.compiles() else GRAPH
 
 
 def _count(plan: Plan, x: Array) -> Array | int:

@@ -23,6 +23,21 @@ _LENGTH = "tensor<1xi64>"
 _TYPES = {tf.float64: "f64", tf.float32: "f32", tf.float16: "f16", tf.bfloat16: "bf16"}
 
 
+def shapes(plan: Plan, names: Sequence[Length], layouts: Mapping[str, Layout]) -> list[Sequence[Length]]:
+    """The layouts' shapes, with the names of x's axes in the place of lengths that the plan does not know."""
+    lengths = [names[a] if n is None else n for a, n in enumerate(plan.shape)]
+    unknown = iter([names[a] for a, n in enumerate(plan.shape) if n is None])
+    view = [next(unknown) if n is None else n for n in plan.view]
+    stats = [1 if a in plan.axes else n for a, n in enumerate(view)]
+
+    def named(slot: str, shape: Sequence[Any]) -> Sequence[Length]:
+        if slot in ("x", "dy", "y"):
+            return lengths
+        return [shape[0], *stats] if slot == STATS else shape
+
+    return [named(slot, shape) for slot, (shape, _) in layouts.items()]
+
+
 def call(
     operation: Callable, plan: Plan, text: str, given: Mapping[str, Array], results: Mapping[str, Layout]
 ) -> list[Array]:
@@ -30,18 +45,12 @@ def call(
 
     ``operation`` is TensorFlow's; ``results`` have ones for unknown lengths. x comes first of what is given.
     """
-    names = [n if n is not None else f"%n{a}" for a, n in enumerate(plan.shape)]
-    unknown = iter([name for name in names if isinstance(name, str)])
-    view = [next(unknown) if n is None else n for n in plan.view]
-    stats = [1 if a in plan.axes else n for a, n in enumerate(view)]
-
-    def shaped(slot: str, shape: Sequence[Any]) -> Sequence[Length]:
-        if slot in ("x", "dy", "y"):
-            return names
-        return [shape[0], *stats] if slot == STATS else shape
-
-    takes = [(shaped(slot, a.shape if slot == STATS else plan.param_shape), a.dtype) for slot, a in given.items()]
-    makes = [(shaped(slot, shape), dtype) for slot, (shape, dtype) in results.items()]
+    names = [f"%n{a}" for a in range(len(plan.shape))]
+    operands = {slot: (a.shape if slot == STATS else plan.param_shape, a.dtype) for slot, a in given.items()}
+    takes, makes = (
+        list(zip(shapes(plan, names, layouts), (dtype for _, dtype in layouts.values()), strict=True))
+        for layouts in (operands, results)
+    )
     return operation(
         args=list(given.values()),
         version=VERSION,

@@ -119,6 +119,9 @@ PyMethodDef methods[] = {
     {"custom_call", capsule<custom_call>, METH_NOARGS, "The kernels as a custom call of TensorFlow's XLA, in a capsule."},
     {"tensorflow_calls", for_library<register_custom_call>, METH_O,
      "tensorflow_calls(path): let the XLA of the libtensorflow_cc that was loaded from there call the kernels; False where it cannot."},
+    {"tensorflow_operation", for_library<register_operation>, METH_O,
+     "tensorflow_operation(path): define the kernels' operation in the libtensorflow_framework that was loaded from there; False where "
+     "it cannot be."},
     {"torch_operators", for_library<implement_operators>, METH_O,
      "torch_operators(path): implement normkit's operators for the libtorch that was loaded from there; False where it cannot be."},
     {nullptr, nullptr, 0, nullptr}};

@@ -1,4 +1,5 @@
-// The kernels in what XLA compiles for TensorFlow, which has a registry of functions that its programs may call.
+// The kernels in TensorFlow's programs: in what XLA compiles, which has a registry of functions that it may call, and as an
+// operation of other graphs.
 #pragma once
 #include <cstddef>
 
@@ -10,5 +11,9 @@ void custom_call(void *out, void *const *operands, const char *text, size_t size
 
 // Enters it as "normkit" in the registry of the libtensorflow_cc that was loaded from there; false where it has none.
 bool register_custom_call(const char *library);
+
+// Defines the operation "NormkitCall", for processors, in the libtensorflow_framework that was loaded from there; false where that has
+// not all that it takes. To be done once.
+bool register_operation(const char *library);
 
 }  // namespace normkit
