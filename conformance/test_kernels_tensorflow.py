@@ -115,7 +115,6 @@ def test_jvp():
 
 def test_what_kernels_do_not_serve(count):
     x = tf.random.normal((4, 6))
-    tf.function(nk.layer_norm)(x)
     nk.batch_norm_train(x, axis=1, mask=tf.range(4)[:, None] > 0)
     nk.layer_norm(x[:0])
     assert count() == (0, 0)
@@ -126,7 +125,7 @@ import tensorflow as tf, normkit as nk
 from normkit.backends import kernels
 tf.function(nk.layer_norm)(tf.ones((2, 3)))
 nk.layer_norm(tf.ones((2, 3)))
-assert kernels.served() == (1, 0), kernels.served()
+assert kernels.served() == (2, 0), kernels.served()
 """
 
 

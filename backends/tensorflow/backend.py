@@ -115,11 +115,12 @@ class TensorflowBackend(ArrayBackend):
             return y, kernels.batch_stats(plan, packed)
         names = tuple(name for name, a in zip(Operands._fields, operands, strict=True) if a is not None)
         arrays = (a for a in operands if a is not None)
-        if served or call:
-            y, *stats = (graphs.normalizer(call, plan, names, _formula) if call else _fused(plan, names))(*arrays)
-            return y, BatchStats(stats[0], stats[1], _count(plan, operands.x)) if stats else None
-        y, *stats = _normalizer(plan, names)(*arrays)
-        return y, counted(plan, operands.mask, BatchStats(*stats) if stats else None)
+        if not (served or call):
+            y, *stats = _normalizer(plan, names)(*arrays)
+            return y, counted(plan, operands.mask, BatchStats(*stats) if stats else None)
+        call = functools.partial(_recorded, plan, names) if served else graphs.normalizer(call, plan, names, _formula)
+        y, *stats = call(*arrays)
+        return y, BatchStats(stats[0], stats[1], _count(plan, operands.x)) if stats else None
 
     def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
         eager, operands = _eager(operands), _read(operands)
@@ -174,25 +175,23 @@ def _pullback(plan: Plan, used: Moments, operands: Operands, dy: Array) -> Gradi
     return vjp(namespace, plan, operands, used, dy, _habits_of_gradients(plan))
 
 
-# As _normalizer, by the kernels. Only where a tape may want the gradient: the wrapper costs ten times a small kernel.
-@functools.lru_cache(maxsize=4096)
-def _fused(plan: Plan, names: tuple[str, ...]) -> Callable:
-    @tf.custom_gradient
-    def normalize(*arrays):
-        operands = Operands(**dict(zip(names, arrays, strict=True)))
+def _recorded(plan: Plan, names: tuple[str, ...], *arrays: Array) -> tuple[Array, ...]:
+    """y and the batch's statistics by a kernel, for a tape: tf.custom_gradient would take ten times a small kernel."""
+    operands = Operands(**dict(zip(names, arrays, strict=True)))
+    with record.stop_recording():
         y, packed = kernels.forward(plan, operands)
+        found = (y, *(kernels.batch_stats(plan, packed) or ())[:2])
 
-        def gradient(dy, *_):
-            if type(dy) is EagerTensor and not record.could_possibly_record():
-                found = kernels.vjp(plan, operands, packed, dy)
-            else:
-                # A gradient of this gradient is wanted: the moments are part of what is differentiated.
-                found = _formula(plan, operands, dy)
-            return [getattr(found, name) for name in names]
+    def gradient(dy: Array, *_: Array) -> list[Array | None]:
+        if type(dy) is EagerTensor and not record.could_possibly_record():
+            gradients = kernels.vjp(plan, operands, packed, dy)
+        else:
+            # A gradient of this gradient is wanted: the moments are part of what is differentiated.
+            gradients = _formula(plan, operands, dy)
+        return [getattr(gradients, name) for name in names]
 
-        return (y, *(kernels.batch_stats(plan, packed) or ())[:2]), gradient
-
-    return normalize
+    record.record_operation("normkit", found, arrays, gradient)
+    return found
 
 
 def _formula(plan: Plan, operands: Operands, dy: Array) -> Gradients:

@@ -23,14 +23,14 @@ _LENGTH = "tensor<1xi64>"
 _TYPES = {tf.float64: "f64", tf.float32: "f32", tf.float16: "f16", tf.bfloat16: "bf16"}
 
 
-def shapes(plan: Plan, names: Sequence[Length], layouts: Mapping[str, Layout]) -> list[Sequence[Length]]:
+def shapes(plan: Plan, names: Sequence[Any], layouts: Mapping[str, Layout]) -> list[Sequence[Any]]:
     """The layouts' shapes, with the names of x's axes in the place of lengths that the plan does not know."""
     lengths = [names[a] if n is None else n for a, n in enumerate(plan.shape)]
     unknown = iter([names[a] for a, n in enumerate(plan.shape) if n is None])
     view = [next(unknown) if n is None else n for n in plan.view]
     stats = [1 if a in plan.axes else n for a, n in enumerate(view)]
 
-    def named(slot: str, shape: Sequence[Any]) -> Sequence[Length]:
+    def named(slot: str, shape: Sequence[Any]) -> Sequence[Any]:
         if slot in ("x", "dy", "y"):
             return lengths
         return [shape[0], *stats] if slot == STATS else shape
