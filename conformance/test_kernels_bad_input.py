@@ -76,6 +76,7 @@ class _Calls:
         return all((raw[:GUARD] == 7).all() and (raw[-GUARD:] == 7).all() for raw in self.raw)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of NumPy, for what is an error from 2.2 on
 @pytest.mark.parametrize(("sizes", "params", "sets"), [row[1:] for row in KERNELS], ids=[row[0] for row in KERNELS])
 def test_arguments_of_any_kind(sizes, params, sets):
     """One after the other in the place of what fits, and some pairs: done or refused, and written nowhere else."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -208,6 +208,11 @@ class RMSNormalization(RMSNormalizationCall, keras.layers.RMSNormalization):
 
     Arguments and weights are those of :class:`keras.layers.RMSNormalization`. Any set of axes will do.
     """
+
+    @signed_as(keras.layers.RMSNormalization)
+    def __init__(self, axis: int | Sequence[int] = -1, *args: Any, **kwargs: Any) -> None:
+        # Before 3.14 Keras takes a tuple for one axis.
+        super().__init__(list(axis) if isinstance(axis, tuple) else axis, *args, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="normkit")

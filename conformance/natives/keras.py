@@ -33,7 +33,8 @@ def rms_norm(x, weight=None, bias=None, *, axis=-1, eps=1e-6, weight_offset=0.0)
         axes == tuple(range(len(x.shape) - len(axes), len(x.shape))),
         "Keras's RMSNormalization takes trailing axes only",
     )
-    layer = _built(keras.layers.RMSNormalization, x, axis=axes, epsilon=eps)
+    # Before 3.14 it takes no tuple.
+    layer = _built(keras.layers.RMSNormalization, x, axis=axes if len(axes) > 1 else axes[0], epsilon=eps)
     return layer.stateless_call([weight], [], x)[0]
 
 
