@@ -267,6 +267,9 @@ def test_a_graph_that_may_be_converted(count, monkeypatch):
     def slope(x):
         return nk.vjp(nk.layer_norm, x)[1](x)
 
+    with tf.Graph().as_default() as first:
+        nk.layer_norm(tf.compat.v1.placeholder("float32", (4, 6)))
+    assert graphs.OPERATION not in [operation.type for operation in first.get_operations()]
     assert graphs.OPERATION not in kinds(nk.layer_norm)
     assert kinds(slope).count(graphs.OPERATION) == 2
     tf.function(nk.layer_norm)(x)

@@ -108,18 +108,20 @@ class TensorflowBackend(ArrayBackend):
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
         eager, operands = _eager(operands), _read(operands)
-        call = None if eager else graphs.caller(plan, operands, derived=False)
+        caller = None if eager else graphs.caller(plan, operands, derived=False)
         served = eager and kernels.accelerates(plan, operands)
         if served and not record.could_possibly_record():
             y, packed = kernels.forward(plan, operands, save=plan.layer == "batch_norm_train")
             return y, kernels.batch_stats(plan, packed)
         names = tuple(name for name, a in zip(Operands._fields, operands, strict=True) if a is not None)
         arrays = (a for a in operands if a is not None)
-        if not (served or call):
+        if served:
+            y, *stats = _recorded(plan, names, *arrays)
+        elif caller:
+            y, *stats = graphs.normalizer(caller, plan, names, _formula)(*arrays)
+        else:
             y, *stats = _normalizer(plan, names)(*arrays)
             return y, counted(plan, operands.mask, BatchStats(*stats) if stats else None)
-        call = functools.partial(_recorded, plan, names) if served else graphs.normalizer(call, plan, names, _formula)
-        y, *stats = call(*arrays)
         return y, BatchStats(stats[0], stats[1], _count(plan, operands.x)) if stats else None
 
     def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
@@ -127,11 +129,11 @@ class TensorflowBackend(ArrayBackend):
         if eager and kernels.accelerates(plan, operands):
             y, packed = kernels.forward(plan, operands)
             return y, kernels.batch_stats(plan, packed), lambda dy: kernels.vjp(plan, operands, packed, dy)
-        call = None if eager else graphs.caller(plan, operands, derived=True)
-        if call:
-            y, packed = graphs.forward(call, plan, operands)
+        caller = None if eager else graphs.caller(plan, operands, derived=True)
+        if caller:
+            y, packed = graphs.forward(caller, plan, operands)
             stats = graphs.batch_stats(plan, packed, _count(plan, operands.x))
-            return y, stats, lambda dy: graphs.vjp(call, plan, operands, packed, dy)
+            return y, stats, lambda dy: graphs.vjp(caller, plan, operands, packed, dy)
         habits = _habits(plan, operands.x)
         y, used = forward(namespace, plan, operands, habits, count=_count(plan, operands.x))
 

@@ -43,7 +43,7 @@ _OPERATIONS = ("XlaCustomCallV2", "XlaCallModule", OPERATION)
 _numbers = itertools.count()
 #: What is asked for a graph; and what makes one call of many, of operations that TensorFlow knows how to.
 _ASKED = type(tf.function(lambda: None)).get_concrete_function.__code__
-_VECTORIZES = parallel_for._pfor_impl.__code__
+_VECTORIZES = getattr(getattr(parallel_for, "_pfor_impl", None), "__code__", None)
 
 #: The formula's values and gradients in this graph: what derivatives of the kernels' gradients are made of.
 Formula = Callable[[Plan, Operands, Array], Gradients]
@@ -110,7 +110,7 @@ def compiles() -> bool:
     return control_flow_util.GraphOrParentsInXlaContext(_graph())
 
 
-def caller(plan: Plan, operands: Operands, derived: bool) -> Caller | None:
+def caller(plan: Plan, operands: Operands, *, derived: bool) -> Caller | None:
     """How the graph that is being written calls a kernel; ``None`` where none serves.
 
     Kernels serve on processors, where all of their sizes are known, or all but one. A graph that is written while a
@@ -142,7 +142,7 @@ def _graph() -> tf.Graph:
     return tf.compat.v1.get_default_graph()
 
 
-def _for(code: CodeType) -> bool:
+def _for(code: CodeType | None) -> bool:
     """Whether it is for this code that the graph is written."""
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code is not code:
@@ -150,20 +150,20 @@ def _for(code: CodeType) -> bool:
     return frame is not None
 
 
-def forward(call: Caller, plan: Plan, operands: Operands) -> tuple[Array, Array | None]:
+def forward(caller: Caller, plan: Plan, operands: Operands) -> tuple[Array, Array | None]:
     """``y``, and the statistics that a gradient needs, row by row as :func:`programs.saved` names them."""
-    found = _call(call, plan, programs.given(operands), ("y",) if operands.mean is not None else ("y", STATS))
+    found = _call(caller, plan, programs.given(operands), ("y",) if operands.mean is not None else ("y", STATS))
     return found["y"], found.get(STATS)
 
 
-def vjp(call: Caller, plan: Plan, operands: Operands, stats: Array | None, dy: Array) -> Gradients:
+def vjp(caller: Caller, plan: Plan, operands: Operands, stats: Array | None, dy: Array) -> Gradients:
     """Gradients of ``sum(y * dy)`` for all operands that are given."""
     given = programs.given(operands)
     wanted = [slot for name, slot in zip(programs.OPERANDS, GRADIENTS, strict=True) if name in given]
     given["dy"] = tf.cast(dy, operands.x.dtype)
     if stats is not None:
         given[STATS] = stats
-    return Gradients(*map(_call(call, plan, given, wanted).get, GRADIENTS))
+    return Gradients(*map(_call(caller, plan, given, wanted).get, GRADIENTS))
 
 
 def batch_stats(plan: Plan, stats: Array | None, count: Array | int) -> BatchStats | None:
@@ -176,8 +176,8 @@ def batch_stats(plan: Plan, stats: Array | None, count: Array | int) -> BatchSta
     return BatchStats(mean, var, count)
 
 
-def _pullback(call: Caller, plan: Plan, packed: Array | None, operands: Operands, dy: Array) -> Gradients:
-    return vjp(call, plan, operands, packed, dy)
+def _pullback(caller: Caller, plan: Plan, packed: Array | None, operands: Operands, dy: Array) -> Gradients:
+    return vjp(caller, plan, operands, packed, dy)
 
 
 def _named(names: Sequence[str], arrays: Sequence[Array]) -> Operands:
@@ -185,7 +185,7 @@ def _named(names: Sequence[str], arrays: Sequence[Array]) -> Operands:
 
 
 @functools.lru_cache(maxsize=4096)
-def normalizer(call: Caller, plan: Plan, names: tuple[str, ...], formula: Formula) -> Callable:
+def normalizer(caller: Caller, plan: Plan, names: tuple[str, ...], formula: Formula) -> Callable:
     """The call as one differentiable function of the operands with these names.
 
     The operation itself has the gradient: tf.custom_gradient would pass all operands through an operation of its own,
@@ -195,7 +195,7 @@ def normalizer(call: Caller, plan: Plan, names: tuple[str, ...], formula: Formul
     results = ("y",) if "mean" in names else ("y", STATS)
 
     def gradients(dy, inputs, packed):
-        kernel = functools.partial(_pullback, call, straight, packed)
+        kernel = functools.partial(_pullback, caller, straight, packed)
         pullback = functools.partial(formula, straight) if _for(_VECTORIZES) else kernel
         return twice(straight, names, pullback, formula)(dy, inputs)
 
@@ -207,7 +207,7 @@ def normalizer(call: Caller, plan: Plan, names: tuple[str, ...], formula: Formul
         x, *params = map(tf.convert_to_tensor, arrays)
         inputs = [x if order is None else tf.transpose(x, order), *params]
         with record.stop_recording(), _graph().gradient_override_map(dict.fromkeys(_OPERATIONS, registered)):
-            found = _call(call, straight, programs.given(_named(names, inputs)), results)
+            found = _call(caller, straight, programs.given(_named(names, inputs)), results)
         y, packed = found["y"], found.get(STATS)
         record.record_operation(registered, list(found.values()), inputs, lambda dy, *_: gradients(dy, inputs, packed))
         # What becomes of the statistics where x moves, the formula says.
@@ -248,7 +248,7 @@ def twice(
     return gradients
 
 
-def _call(call: Caller, plan: Plan, given: dict[str, Array], results: Sequence[str]) -> dict[str, Array]:
+def _call(caller: Caller, plan: Plan, given: dict[str, Array], results: Sequence[str]) -> dict[str, Array]:
     """The results by name; what is in the place of y has x's axes as they were."""
     plan, order, inverse = turned(plan)
     if order is not None:
@@ -259,7 +259,7 @@ def _call(call: Caller, plan: Plan, given: dict[str, Array], results: Sequence[s
     layouts = programs.layouts(one.plan if one else plan, dtypes, _accumulation(dtypes["x"]))
     shape, dtype = layouts[STATS]
     layouts[STATS] = (len(programs.saved(plan)), *shape), dtype
-    found = call(Call(plan, one, given, {name: layouts[name] for name in results}))
+    found = caller(Call(plan, one, given, {name: layouts[name] for name in results}))
     by_name = dict(zip(results, found, strict=True))
     if inverse is not None:
         by_name["y"] = tf.transpose(by_name["y"], inverse)

@@ -47,10 +47,11 @@ bool Description::read(const char *at, size_t size) {
   return backward == (types[DY] != NONE) && complete(kind, args.center, type_of) && alike(type_of);
 }
 
-int64_t Description::count(int slot) const {
-  if (slot == X || slot == DY || slot == Y) return args.size();
-  return slot == RSTD ? std::count_if(std::begin(kStats), std::end(kStats), [&](Slot s) { return type(s) != NONE; }) * sets(args)
-                      : args.groups * args.channels;
+int64_t Description::count(int slot, int64_t length) const {
+  if (slot == X || slot == DY || slot == Y) return args.size() * (times ? length : 1);
+  if (slot != RSTD) return args.groups * args.channels;
+  const int64_t rows = std::count_if(std::begin(kStats), std::end(kStats), [&](Slot s) { return type(s) != NONE; });
+  return rows * sets(args) * (times == &Args::outer && kind != CHANNELS ? length : 1);
 }
 
 const char *Description::run(int64_t length, void *const (&arrays)[SLOTS]) const {
@@ -71,7 +72,7 @@ const char *Description::run(int64_t length, void *const (&arrays)[SLOTS]) const
     for (const Slot s : kStats)
       if (at[s] && !backward) memset(at[s], 0, size_t(sets(a) * size_of(types[RSTD])));
     for (const Slot s : {DWEIGHT, DBIAS, DMEAN, DVAR})
-      if (at[s]) memset(at[s], 0, size_t(count(s) * size_of(types[s])));
+      if (at[s]) memset(at[s], 0, size_t(count(s, 0) * size_of(types[s])));
     return nullptr;
   }
   place(a, [&](Slot s) { return at[s]; }), set_types(a, [&](Slot s) { return types[s]; });

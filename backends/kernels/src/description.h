@@ -20,8 +20,8 @@ struct Description {
 
   bool there(int slot) const { return types[slot] != NONE; }
   bool is_result(int slot) const { return slot >= xla::DWEIGHT || slot == xla::Y || (slot == xla::RSTD && !backward); }
-  // How many elements the slot's array has, for each of that product where it grows with x.
-  int64_t count(int slot) const;
+  // How many elements the slot's array has, where that product is length.
+  int64_t count(int slot, int64_t length) const;
 
   // What is wrong, or null. Each slot's array is in its place, null where there is none; length is that product.
   const char *run(int64_t length, void *const (&arrays)[xla::SLOTS]) const;

@@ -143,10 +143,9 @@ struct Node {
       if (i == given) return wrong("an array is missing");
       tf.get_input(context, i++, &inputs[s].tensor, said);
       if (!said.good()) return;
-      const int64_t count = inputs[s].count(), once = call.count(s);
-      if (s == X && call.times) length = count / once;
-      const bool grows = s == X || s == DY || (s == RSTD && call.times == &Args::outer && call.kind != CHANNELS);
-      if (count != (grows ? length : 1) * once) return wrong("an array has another size");
+      const int64_t count = inputs[s].count();
+      if (s == X && call.times) length = count / call.count(X, 1);
+      if (count != call.count(s, length)) return wrong("an array has another size");
       if (tf.type(inputs[s].tensor) != kTypes[call.types[s]]) return wrong("an array has another dtype");
       at[s] = tf.data(inputs[s].tensor);
     }
@@ -163,8 +162,7 @@ struct Node {
         if (n < 0 && -1 - n >= tf.axes(inputs[X].tensor)) return wrong("a result is to have the length of an axis that there is not");
         lengths.push_back(n < 0 ? tf.length(inputs[X].tensor, int(-1 - n)) : n), count *= lengths.back();
       }
-      const bool grows = s == Y || (s == RSTD && call.times == &Args::outer && call.kind != CHANNELS);
-      if (count != (grows ? length : 1) * call.count(s)) return wrong("a result is to have another size");
+      if (count != call.count(s, length)) return wrong("a result is to have another size");
       const size_t bytes = size_t(count * size_of(call.types[s]));
       results[s].tensor = tf.allocate_output(context, i++, kTypes[call.types[s]], lengths.data(), int(lengths.size()), bytes, said);
       if (!said.good()) return;
@@ -194,17 +192,22 @@ void destroy(void *node) { delete static_cast<Node *>(node); }
 }  // namespace
 
 bool register_operation(const char *library) {
+  static bool done = false;
+  Interface found;
   void *const loaded = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);
-  if (!loaded || !tf.find(loaded)) return false;
+  if (!loaded || !found.find(loaded)) return false;
+  if (done) return true;
+  tf = found;
   Said said;
   OpBuilder *op = tf.new_op(kOperation);
-  for (const char *attribute : {"Toperands: list(type)", "Tresults: list(type)", "text: string", "shapes: list(int)"}) tf.add_attribute(op, attribute);
+  for (const char *attribute : {"Toperands: list(type)", "Tresults: list(type)", "text: string", "shapes: list(int)"})
+    tf.add_attribute(op, attribute);
   tf.add_input(op, "operands: Toperands"), tf.add_output(op, "results: Tresults");
   tf.set_shapes(op, [](ShapeContext *context, Status *status) { tf.unknown_shapes(context, status); });
   tf.register_op(op, said);
   if (!said.good()) return false;
   tf.register_kernel(kOperation, tf.new_kernel(kOperation, "CPU", create, compute, destroy), said);
-  return said.good();
+  return done = said.good();
 }
 
 }  // namespace normkit

@@ -13,7 +13,7 @@ void custom_call(void *out, void *const *operands, const char *text, size_t size
 bool register_custom_call(const char *library);
 
 // Defines the operation "NormkitCall", for processors, in the libtensorflow_framework that was loaded from there; false where that has
-// not all that it takes. To be done once.
+// not all that it takes.
 bool register_operation(const char *library);
 
 }  // namespace normkit
