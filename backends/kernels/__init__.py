@@ -1,10 +1,9 @@
 """Fused CPU kernels for NumPy, PyTorch, TensorFlow and JAX, and the one place that decides when they serve a call.
 
 ``NORMKIT_KERNELS`` is ``1`` (the default: wherever they are of use), ``0`` (never) or ``require`` (a call that they
-cannot serve raises; gradients of gradients, and what a compiler traces and does not give to them, are made of plain
-operations in any mode).
-``NORMKIT_ISA`` names an instruction set of :func:`info`; ``NORMKIT_HUGEPAGES=0`` leaves large
-outputs on small pages.
+cannot serve raises; gradients of gradients, and what is traced for a compiler or a graph and is not given to them, are
+made of plain operations in any mode). ``NORMKIT_ISA`` names an instruction set of :func:`info`;
+``NORMKIT_HUGEPAGES=0`` leaves large outputs on small pages.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def layouts(plan: Plan, dtypes: Mapping[str, Any], accumulation: Any) -> dict[st
 
 
 def description(plan: Plan, dtypes: Mapping[str, str], times: str = "") -> str:
-    """What src/tensorflow.cpp reads: the call on arrays of these dtypes, the statistics among them as :data:`STATS`.
+    """What src/description.cpp reads: the call on arrays of these dtypes, the statistics among them as :data:`STATS`.
 
     ``times`` names the size that is times a number which comes as an operand before all others.
     """
