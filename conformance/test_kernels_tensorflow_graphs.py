@@ -379,7 +379,7 @@ def test_a_call_that_makes_no_sense():
     assert "normkit: what was asked for makes no sense in a call from an XLA program: 0 7\n" in done.stderr
 
 
-def by_hand(text, *arrays, shapes=((-1, -2),)):
+def by_hand(text, *arrays, shapes=((-1, -2),), dtype=tf.float32):
     """What the operation makes of arrays."""
     assert graphs._operation()
 
@@ -388,7 +388,7 @@ def by_hand(text, *arrays, shapes=((-1, -2),)):
         return op_def_library.apply_op(
             graphs.OPERATION,
             operands=list(given),
-            Tresults=[tf.float32] * len(shapes),
+            Tresults=[dtype] * len(shapes),
             text=text,
             shapes=[n for shape in shapes for n in (len(shape), *shape)],
         )
@@ -420,6 +420,7 @@ def test_an_operation_that_makes_no_sense(what):
 @pytest.mark.parametrize(
     ("shapes", "said"),
     [
+        ([(4, 6)] * 2, "there is a result too many"),
         ([(4, 5)], "a result is to have another size"),
         ([(-1, -3)], "a result is to have the length of an axis that there is not"),
         ([(4, -2, 2)], "a result is to have another size"),
@@ -428,4 +429,8 @@ def test_an_operation_that_makes_no_sense(what):
 def test_results_that_make_no_sense(shapes, said):
     with pytest.raises(tf.errors.InvalidArgumentError, match=f"normkit: {said} in a call of 0 0 4 1 6"):
         by_hand(described(), X, shapes=shapes)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="normkit: a result is to have another dtype in a call of"):
+        by_hand(described(), X, dtype=tf.float64)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="normkit: a result is missing in a call of 0 0 4 1 6"):
+        by_hand(described(rstd=0), X)
     assert by_hand(described(), X)[0].numpy().tobytes() == nk.layer_norm(X).numpy().tobytes()

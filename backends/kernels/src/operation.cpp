@@ -51,6 +51,8 @@ struct Interface {
   void (*cannot_construct)(Construction *, Status *);
 
   int (*inputs)(Context *);
+  int (*outputs)(Context *);
+  int (*output_type)(Context *, int);
   void (*get_input)(Context *, int, Tensor **, Status *);
   Tensor *(*allocate_output)(Context *, int, int type, const int64_t *lengths, int axes, size_t bytes, Status *);
   void (*cannot_compute)(Context *, Status *);
@@ -73,9 +75,10 @@ struct Interface {
     at(register_op, "TF_RegisterOpDefinition"), at(new_kernel, "TF_NewKernelBuilder"), at(register_kernel, "TF_RegisterKernelBuilder");
     at(attribute_size, "TF_OpKernelConstruction_GetAttrSize"), at(string_attribute, "TF_OpKernelConstruction_GetAttrString");
     at(integers_attribute, "TF_OpKernelConstruction_GetAttrInt64List"), at(cannot_construct, "TF_OpKernelConstruction_Failure");
-    at(inputs, "TF_NumInputs"), at(get_input, "TF_GetInput"), at(allocate_output, "TF_AllocateOutput");
-    at(cannot_compute, "TF_OpKernelContext_Failure"), at(data, "TF_TensorData"), at(axes, "TF_NumDims"), at(length, "TF_Dim");
-    at(type, "TF_TensorType"), at(delete_tensor, "TF_DeleteTensor");
+    at(inputs, "TF_NumInputs"), at(outputs, "TF_NumOutputs"), at(output_type, "TF_ExpectedOutputDataType");
+    at(get_input, "TF_GetInput"), at(allocate_output, "TF_AllocateOutput"), at(cannot_compute, "TF_OpKernelContext_Failure");
+    at(data, "TF_TensorData"), at(axes, "TF_NumDims"), at(length, "TF_Dim"), at(type, "TF_TensorType");
+    at(delete_tensor, "TF_DeleteTensor");
     return all;
   }
 };
@@ -98,9 +101,10 @@ class Said {
 // TF_DataType
 constexpr int kTypes[] = {1, 2, 19, 14};
 
-struct Input {
+// A tensor for the duration of a call.
+struct Held {
   Tensor *tensor = nullptr;
-  ~Input() {
+  ~Held() {
     if (tensor) tf.delete_tensor(tensor);
   }
   int64_t count() const {
@@ -133,7 +137,7 @@ struct Node {
 
   void compute(Context *context, Said &said) const {
     const auto wrong = [&](const char *what) { said.set(kInvalidArgument, std::string("normkit: ") + what + " in a call of " + text); };
-    Input inputs[SLOTS];
+    Held inputs[SLOTS];
     void *at[SLOTS]{};
     int64_t length = 1;
     const int given = tf.inputs(context);
@@ -150,11 +154,13 @@ struct Node {
       at[s] = tf.data(inputs[s].tensor);
     }
     if (i != given) return wrong("there is an array too many");
-    Input results[SLOTS];
+    Held results[SLOTS];
     size_t next = 0;
     i = 0;
     for (int s = 0; s < SLOTS; ++s) {
       if (!call.there(s) || !call.is_result(s)) continue;
+      if (i == tf.outputs(context)) return wrong("a result is missing");
+      if (tf.output_type(context, i) != kTypes[call.types[s]]) return wrong("a result is to have another dtype");
       std::vector<int64_t> lengths;
       int64_t count = 1;
       for (int64_t left = next < shapes.size() ? shapes[next++] : 0; left > 0 && next < shapes.size(); --left) {
@@ -168,6 +174,7 @@ struct Node {
       if (!said.good()) return;
       at[s] = tf.data(results[s].tensor);
     }
+    if (i != tf.outputs(context)) return wrong("there is a result too many");
     if (const char *what = call.run(length, at)) said.set(kResourceExhausted, std::string("normkit: ") + what + " in a call of " + text);
   }
 };
