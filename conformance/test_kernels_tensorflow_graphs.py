@@ -362,6 +362,12 @@ def test_a_library_that_is_not_there():
     assert not kernels.tensorflow_operation(Path("libtensorflow_framework.so.0"))
 
 
+def test_an_operation_is_asked_for_again():
+    """By another thread, for one: it is defined once."""
+    for _ in range(2):
+        assert kernels.tensorflow_operation(graphs._library("framework"))
+
+
 BY_HAND = """
 import tensorflow as tf
 from normkit.backends.tensorflow import graphs

@@ -152,7 +152,7 @@ class TensorflowBackend(ArrayBackend):
 def _normalizer(plan: Plan, names: tuple[str, ...]) -> Callable:
     @tf.custom_gradient
     def normalize(*arrays):
-        operands = Operands(**dict(zip(names, arrays, strict=True)))
+        operands = graphs.named(names, arrays)
         habits, count = _habits(plan, operands.x), _count(plan, operands.x)
         y, used = forward(namespace, plan, operands, habits, count=count)
         stats = returned_stats(namespace, plan, operands, used)
@@ -179,7 +179,7 @@ def _pullback(plan: Plan, used: Moments, operands: Operands, dy: Array) -> Gradi
 
 def _recorded(plan: Plan, names: tuple[str, ...], *arrays: Array) -> tuple[Array, ...]:
     """y and the batch's statistics by a kernel, for a tape: tf.custom_gradient would take ten times a small kernel."""
-    operands = Operands(**dict(zip(names, arrays, strict=True)))
+    operands = graphs.named(names, arrays)
     with record.stop_recording():
         y, packed = kernels.forward(plan, operands)
         found = (y, *(kernels.batch_stats(plan, packed) or ())[:2])

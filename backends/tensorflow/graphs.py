@@ -180,7 +180,8 @@ def _pullback(caller: Caller, plan: Plan, packed: Array | None, operands: Operan
     return vjp(caller, plan, operands, packed, dy)
 
 
-def _named(names: Sequence[str], arrays: Sequence[Array]) -> Operands:
+def named(names: Sequence[str], arrays: Sequence[Array]) -> Operands:
+    """The operands with these names."""
     return Operands(**dict(zip(names, arrays, strict=True)))
 
 
@@ -207,7 +208,7 @@ def normalizer(caller: Caller, plan: Plan, names: tuple[str, ...], formula: Form
         x, *params = map(tf.convert_to_tensor, arrays)
         inputs = [x if order is None else tf.transpose(x, order), *params]
         with record.stop_recording(), _graph().gradient_override_map(dict.fromkeys(_OPERATIONS, registered)):
-            found = _call(caller, straight, programs.given(_named(names, inputs)), results)
+            found = _call(caller, straight, programs.given(named(names, inputs)), results)
         y, packed = found["y"], found.get(STATS)
         record.record_operation(registered, list(found.values()), inputs, lambda dy, *_: gradients(dy, inputs, packed))
         # What becomes of the statistics where x moves, the formula says.
@@ -225,14 +226,14 @@ def twice(
 
     @tf.custom_gradient
     def pull_back(dy, *arrays):
-        found = pullback(_named(names, arrays), dy)
+        found = pullback(named(names, arrays), dy)
 
         def derivative(*slopes):
             moving = [a for a in arrays if a.dtype.is_floating]
             # A tape sees nothing while a forward accumulator is at work.
             with forwardprop_util.push_forwardprop_state(), tf.GradientTape() as tape:
                 tape.watch([dy, *moving])
-                gradients = formula(plan, _named(names, arrays), dy)
+                gradients = formula(plan, named(names, arrays), dy)
                 values = [getattr(gradients, name) for name in with_gradient]
             first, *others = tape.gradient(values, [dy, *moving], slopes)
             rest = iter(others)
