@@ -64,6 +64,21 @@ def test_gradients_of_many_rows(layer, rows):
         judge(layer, plan, arrays, options, "float32")
 
 
+@pytest.mark.parametrize("layer", ["batch_norm", "batch_norm_train"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param((9, 769, 5), id="blocks of which the last would be less than a vector"),
+        pytest.param((30011, 4, 5), id="few channels, whose samples are shared out"),
+    ],
+)
+def test_short_runs(layer, shape):
+    options = {"axis": 1, "eps": 1e-5}
+    for dtype in DTYPES:
+        plan, arrays = make(layer, shape, options, np.random.default_rng(3), dtype_of(dtype))
+        judge(layer, plan, arrays, options, dtype)
+
+
 @pytest.mark.parametrize(("layer", "groups"), [("group_norm", {"num_groups": 2}), ("instance_norm", {})])
 def test_channels_on_the_first_axis(layer, groups):
     """There are no samples then: each group, or channel, is all there is of it."""
@@ -77,19 +92,22 @@ LADDER = [(offset, 1.0) for offset in (0, 1e2, 1e4, 1e6)] + [
 ]
 LADDER += [(1e4, 1e-25), (1e3, 1e26)]
 STEADY = {
-    "layer_norm": ((6, 1000), (-1,)),
-    "rms_norm": ((6, 1000), (-1,)),
-    "group_norm": ((3, 12, 9, 11), 1),
-    "instance_norm": ((3, 9, 11, 20), 3),
-    "batch_norm_train": ((7, 20, 13, 14), 1),
+    "layer_norm": ("layer_norm", (6, 1000), (-1,)),
+    "rms_norm": ("rms_norm", (6, 1000), (-1,)),
+    "group_norm": ("group_norm", (3, 12, 9, 11), 1),
+    "instance_norm": ("instance_norm", (3, 9, 11, 20), 3),
+    "batch_norm_train": ("batch_norm_train", (7, 20, 13, 14), 1),
+    # Runs that are joined, of vectors and of less.
+    "batch_norm_train, short runs": ("batch_norm_train", (9, 20, 7, 7), 1),
+    "batch_norm_train, shortest runs": ("batch_norm_train", (70, 19, 3), 1),
 }
 
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(("offset", "spread"), LADDER)
-@pytest.mark.parametrize("layer", STEADY)
-def test_ladder(layer, offset, spread, last):
-    shape, axis = STEADY[layer]
+@pytest.mark.parametrize("call", STEADY)
+def test_ladder(call, offset, spread, last):
+    layer, shape, axis = STEADY[call]
     if last and axis != 1:
         pytest.skip("one memory layout")
     options = {"axis": axis, "eps": 1e-5 if spread == 1 else 0.0}
@@ -104,13 +122,13 @@ def test_ladder(layer, offset, spread, last):
         judge(layer, plan, arrays, options, "float32", gradient=offset <= 1e4)
 
 
-@pytest.mark.parametrize("layer", STEADY)
+@pytest.mark.parametrize("call", STEADY)
 @pytest.mark.parametrize("value", [3.3, -1e-30, 7e29, 0.0])
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
-def test_constant_gives_bias(layer, value, eps):
+def test_constant_gives_bias(call, value, eps):
+    layer, shape, axis = STEADY[call]
     if layer == "rms_norm":
         pytest.skip("a constant is no zero there")
-    shape, axis = STEADY[layer]
     options = {"axis": axis, "eps": eps, "num_groups": 4}
     plan, arrays = make(layer, shape, options, np.random.default_rng(0), np.dtype("f4"))
     arrays["x"] = np.full(shape, value, "f4")
@@ -122,9 +140,9 @@ def test_constant_gives_bias(layer, value, eps):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("layer", STEADY)
-def test_nan_stays_in_its_set(layer, bad, last):
-    shape, axis = STEADY[layer]
+@pytest.mark.parametrize("call", STEADY)
+def test_nan_stays_in_its_set(call, bad, last):
+    layer, shape, axis = STEADY[call]
     if last and axis != 1:
         pytest.skip("one memory layout")
     options = {"axis": axis, "eps": 1e-5, "num_groups": 4, "weight_offset": 0.0}

@@ -25,24 +25,31 @@ struct Chunks {
 struct Shares {
   static constexpr i64 kBlock = 16, kWidth = 2048, kShort = 128;
   i64 block, blocks, range, ranges;
-  bool joined;  // runs so short that a block's are taken for one: see Joined
+  bool joined;  // runs so short that a block's are taken for one: see Places
 
   Shares(const Args &a, const Chunks &chunks, bool forward) {
     const i64 item = size_of(a.xtype), run = a.inner * item, bytes = a.outer * run;
     const i64 row = a.channels * a.inner;
-    joined = forward && a.xtype != BF16 && a.inner < kShort && row >= 4 * kWidth && a.outer >= 32;
+    // Of few samples, it costs more to lay out each place's numbers than short runs do.
+    const bool many = a.outer * (forward ? 7 : 10) >= a.inner;
+    joined = many && a.inner < kShort && row >= kNarrow && (forward || !a.given());
     if (joined) {
-      block = ceil_div(a.channels, ceil_div(row, kWidth));
+      block = ceil_div(a.channels, ceil_div(row, least(kWidth, most(kWidth / 8, ceil_div(row, 4)))));
       if (block > 16) block = block / 16 * 16;  // so that blocks begin where vectors do
-      blocks = ceil_div(a.channels, block);
-      range = chunks.count, ranges = 1;
+      while (((a.channels - 1) % block + 1) * a.inner < kNarrow) ++block;  // the last one is a vector at least
+      divide(a, chunks, ceil_div(a.channels, block) < 4 && a.channels * bytes > (i64(1) << 20));
       return;
     }
     block = least(least(kBlock, ceil_div(8192, run)), most(1, a.channels / 8));
     while (block > 1 && block * bytes > (i64(1) << 20) && block * run > 2048) block = ceil_div(block, 2);
+    divide(a, chunks, block * bytes > (i64(3) << 20) || (ceil_div(a.channels, block) < 16 && bytes > (i64(1) << 16)));
+  }
+
+ private:
+  void divide(const Args &a, const Chunks &chunks, bool split) {
     blocks = ceil_div(a.channels, block);
-    const bool split = block * bytes > (i64(3) << 20) || (blocks < 16 && bytes > (i64(1) << 16));
-    ranges = split ? least(chunks.count, most(1, ceil_div(block * bytes, i64(1) << 18))) : 1;
+    const i64 bytes = block * a.outer * a.inner * size_of(a.xtype);
+    ranges = split ? least(chunks.count, most(1, ceil_div(bytes, i64(1) << 18))) : 1;
     range = ceil_div(chunks.count, ranges);
     ranges = ceil_div(chunks.count, range);
   }
@@ -65,6 +72,17 @@ template <class T> struct Channels {
   const T *x(i64 n, i64 c) const { return (const T *)a.x + (n * a.channels + c) * a.inner; }
   const T *dy(i64 n, i64 c) const { return (const T *)a.dy + (n * a.channels + c) * a.inner; }
   T *y(i64 n, i64 c) const { return (T *)a.y + (n * a.channels + c) * a.inner; }
+  // As pivot_of(), of several samples where runs are shorter than vectors.
+  A pivot(i64 c) const {
+    constexpr i64 W = kLanes<A>;
+    if (a.inner >= W) return pivot_of(x(0, c), a.inner);
+    const i64 samples = least(a.outer, ceil_div(2 * W, a.inner));
+    const A first = get(x(0, c));
+    A s = 0;
+    for (i64 o = 0; o < samples; ++o)
+      for (i64 i = 0; i < a.inner; ++i) s += get(x(o, c) + i) - first;
+    return first + s / A(samples * a.inner);
+  }
   Set<const T> channel(i64 c) const { return {x(0, c), a.outer, a.channels * a.inner, a.inner}; }
 
   // f(task, first channel, end, first chunk, end) for every share.
@@ -110,23 +128,39 @@ template <class T> struct Channels {
     });
   }
 
+  // The same where runs are joined: what make(first channel, end, first chunk, end) gives can sum() and apply() them.
+  template <class Make, class Settle> void joined(bool writes, const Make &make, const Settle &settle) const {
+    if (shares.ranges > 1) {
+      share(false, [&](i64 c, i64 end, i64 k, i64 kend) { make(c, end, k, kend).sum(); });
+      for (i64 c = 0; c < a.channels; ++c) settle(c);
+      if (writes) share(true, [&](i64 c, i64 end, i64 k, i64 kend) { make(c, end, k, kend).apply(); });
+      return;
+    }
+    share(false, [&](i64 c, i64 end, i64 k, i64 kend) {
+      auto places = make(c, end, k, kend);
+      places.sum();
+      for (i64 i = c; i < end; ++i) settle(i);
+      if (writes) places.apply();
+    });
+  }
+
   // The spread of each chunk of channels [c, end), about that channel's pivot, to spreads[channel][chunk].
   void spreads(i64 c, i64 end, i64 k, i64 kend, Spread *out, i64 ahead = 0) const {
-    A pivot[Shares::kBlock];
-    for (i64 i = c; i < end; ++i) pivot[i - c] = pivot_of(x(0, i), a.inner);
+    A pivots[Shares::kBlock];
+    for (i64 i = c; i < end; ++i) pivots[i - c] = pivot(i);
     for (; k < kend; ++k) {
       const i64 first = chunks.first(k), last = chunks.last(k), start = chunks.start(k), length = chunks.length(k);
       const double n = double((last - first) * length);
       V s[Shares::kBlock], q[Shares::kBlock];
       for (i64 i = c; i < end; ++i) s[i - c] = q[i - c] = V{};
       for (i64 o = first; o < last; ++o)
-        for (i64 i = c; i < end; ++i) add_run<T, true>(x(o, i) + start, length, pivot[i - c], s[i - c], q[i - c], ahead);
+        for (i64 i = c; i < end; ++i) add_run<T, true>(x(o, i) + start, length, pivots[i - c], s[i - c], q[i - c], ahead);
       for (i64 i = c; i < end; ++i) {
         Spread &spread = out[i * chunks.count + k];
         double ds = sum(s[i - c]), dq = sum(q[i - c]), shift = 0;
         if (!near(n, ds, dq)) {
-          const A again = A(double(pivot[i - c]) + ds / n);
-          shift = double(again) - double(pivot[i - c]);
+          const A again = A(double(pivots[i - c]) + ds / n);
+          shift = double(again) - double(pivots[i - c]);
           V s2{}, q2{};
           for (i64 o = first; o < last; ++o) add_run<T, true>(x(o, i) + start, length, again, s2, q2);
           ds = sum(s2), dq = sum(q2);
@@ -139,7 +173,7 @@ template <class T> struct Channels {
   Moments<A> moments(i64 c, const Spread *spreads) const {
     Spread all;
     for (i64 k = 0; k < chunks.count; ++k) all.merge(spreads[c * chunks.count + k]);
-    return finish<A>(all, pivot_of(x(0, c), a.inner), a.eps);
+    return finish<A>(all, pivot(c), a.eps);
   }
 
   void apply(i64 c, i64 end, i64 k, i64 kend, const Affine<A> *affine, i64 ahead) const {
@@ -164,20 +198,21 @@ template <class T> struct Channels {
   }
 };
 
-// Short runs of neighbouring channels, which lie side by side in each sample, as one row: each place in it has its own sums over
-// the samples, and is shifted and scaled by itself, in whole vectors but for the last, which is moved back to end with the row.
-template <class T> struct Joined {
+// Short runs of neighbouring channels, which lie side by side in each sample, as one row: each place in it has numbers of its own
+// over the samples of chunks [k, kend), in whole vectors but for the last, which is moved back to end with the row.
+template <class T> struct Places {
   using A = Acc<T>;
   using V = Vec<A>;
   static constexpr int W = kLanes<A>;
-  static constexpr i64 kPlaces = Shares::kWidth + Shares::kShort, kSamples = 256;  // samples summed in A
+  static constexpr i64 kMost = Shares::kWidth + 2 * Shares::kShort, kSamples = 256;  // samples summed in A
+  using Table = A[kMost];
 
   const Channels<T> &job;
-  i64 first, end, inner, width;
-  A pivot[kPlaces], scale[kPlaces], shift[kPlaces];  // sums at first, and the pivots means
+  i64 first, end, k, kend, inner, width, stride, sample, last;
 
-  Joined(const Channels<T> &job, i64 first, i64 end)
-      : job(job), first(first), end(end), inner(job.a.inner), width((end - first) * inner) {}
+  Places(const Channels<T> &job, i64 first, i64 end, i64 k, i64 kend)
+      : job(job), first(first), end(end), k(k), kend(kend), inner(job.a.inner), width((end - first) * inner),
+        stride(job.a.channels * inner), sample(job.chunks.first(k)), last(job.chunks.last(kend - 1)) {}
 
   template <class F> void fill(A *table, const F &of_channel) const {
     for (i64 c = first; c < end; ++c) {
@@ -191,65 +226,75 @@ template <class T> struct Joined {
     for (; i + W <= width; i += W) f(i, 0);
     if (i < width) f(width - W, i - (width - W));
   }
-
-  void add(i64 o, i64 last) {
-    const auto samples = [&](auto count) {
-      constexpr int n = decltype(count)::value;
-      const T *x = job.x(o, first);
-      const i64 stride = job.a.channels * inner;
-      each([&](i64 i, i64 repeated) {
-        const V p = load(pivot + i);
-        V s{}, q{};
-        for (int k = 0; k < n; ++k) {
-          const V d = load(x + k * stride + i) - p;
-          s += d, q += d * d;
-        }
-        if (repeated) s = last_lanes<A>(s, W - repeated), q = last_lanes<A>(q, W - repeated);
-        store(scale + i, load(scale + i) + s), store(shift + i, load(shift + i) + q);
-      });
-    };
-    for (; o + 8 <= last; o += 8) samples(std::integral_constant<int, 8>{});
-    for (; o < last; ++o) samples(std::integral_constant<int, 1>{});
+  // f(number of samples, the first of them) for all, `most` at a time.
+  template <int most, class F> static void samples(i64 o, i64 last, const F &f) {
+    for (; o + most <= last; o += most) f(std::integral_constant<int, most>{}, o);
+    for (; o < last; ++o) f(std::integral_constant<int, 1>{}, o);
   }
+  // take(channel, sum of s, sum of q) for all that of(number of samples, the first, place) gives as s and q.
+  template <class Of, class Take> void sums(A *s, A *q, const Of &of, const Take &take) const {
+    for (i64 o = sample; o < last; o += kSamples) {
+      memset(s, 0, sizeof(A) * size_t(width)), memset(q, 0, sizeof(A) * size_t(width));
+      samples<8>(o, least(last, o + kSamples), [&](auto many, i64 sample) {
+        each([&](i64 i, i64 repeated) {
+          auto [vs, vq] = of(many, sample, i);
+          if (repeated) vs = last_lanes<A>(vs, W - repeated), vq = last_lanes<A>(vq, W - repeated);
+          store(s + i, load(s + i) + vs), store(q + i, load(q + i) + vq);
+        });
+      });
+      for (i64 c = first; c < end; ++c) take(c, sum_of(s + (c - first) * inner, inner), sum_of(q + (c - first) * inner, inner));
+    }
+  }
+};
+
+template <class T> struct Joined : Places<T> {
+  using P = Places<T>;
+  using typename P::A, typename P::V;
+  using P::end, P::first, P::job, P::k, P::kend, P::stride;
+  Spread *spreads;
+  const Affine<A> *affine;
+  typename P::Table pivot, scale, shift;  // sums at first, and the pivots means
+
+  Joined(const P &places, Spread *spreads, const Affine<A> *affine) : P(places), spreads(spreads), affine(affine) {}
 
   // The spread of each channel, about its pivot, as its first chunk's.
-  void spreads(Spread *out) {
-    const i64 count = job.chunks.count, outer = job.a.outer;
-    const double n = double(outer) * double(inner);
-    fill(pivot, [&](i64 c) { return pivot_of(job.x(0, c), inner); });
+  void sum() {
+    const i64 count = job.chunks.count;
+    const double n = double(P::last - P::sample) * double(P::inner);
+    P::fill(pivot, [&](i64 c) { return job.pivot(c); });
     for (i64 c = first; c < end; ++c)
-      for (i64 k = 0; k < count; ++k) out[c * count + k] = Spread{};
-    for (i64 o = 0; o < outer; o += kSamples) {
-      memset(scale, 0, sizeof(A) * size_t(width)), memset(shift, 0, sizeof(A) * size_t(width));
-      add(o, least(outer, o + kSamples));
-      for (i64 c = first; c < end; ++c) {
-        Spread &sums = out[c * count];
-        sums.mean += sum_of(scale + (c - first) * inner, inner), sums.m2 += sum_of(shift + (c - first) * inner, inner);
-      }
-    }
+      for (i64 i = k; i < kend; ++i) spreads[c * count + i] = Spread{};
+    P::sums(
+        scale, shift,
+        [&](auto many, i64 o, i64 i) {
+          const T *x = job.x(o, first) + i;
+          const V p = load(pivot + i);
+          V s{}, q{};
+          for (int j = 0; j < decltype(many)::value; ++j) {
+            const V d = load(x + j * stride) - p;
+            s += d, q += d * d;
+          }
+          return Pair<A>{s, q};
+        },
+        [&](i64 c, double s, double q) { spreads[c * count + k].mean += s, spreads[c * count + k].m2 += q; });
     for (i64 c = first; c < end; ++c) {
-      Spread &sums = out[c * count];
+      Spread &sums = spreads[c * count + k];
       if (near(n, sums.mean, sums.m2)) sums = Spread{n, sums.mean / n, centred(n, sums.mean, sums.m2)};
-      else job.spreads(c, c + 1, 0, count, out);
+      else job.spreads(c, c + 1, k, kend, spreads);
     }
   }
 
-  void apply(const Affine<A> *affine) {
-    fill(pivot, [&](i64 c) { return affine[c].mean; });
-    fill(scale, [&](i64 c) { return affine[c].scale; }), fill(shift, [&](i64 c) { return affine[c].shift; });
-    const i64 stride = job.a.channels * inner;
-    i64 o = 0;
-    const auto samples = [&](auto count) {
-      constexpr int n = decltype(count)::value;
+  void apply() {
+    P::fill(pivot, [&](i64 c) { return affine[c].mean; });
+    P::fill(scale, [&](i64 c) { return affine[c].scale; }), P::fill(shift, [&](i64 c) { return affine[c].shift; });
+    P::template samples<4>(P::sample, P::last, [&](auto many, i64 o) {
       const T *x = job.x(o, first);
       T *y = job.y(o, first);
-      each([&](i64 i, i64) {
+      P::each([&](i64 i, i64) {
         const V mean = load(pivot + i), factor = load(scale + i), offset = load(shift + i);
-        for (int k = 0; k < n; ++k) store(y + k * stride + i, (load(x + k * stride + i) - mean) * factor + offset);
+        for (int j = 0; j < decltype(many)::value; ++j) store(y + j * stride + i, (load(x + j * stride + i) - mean) * factor + offset);
       });
-    };
-    for (; o + 4 <= job.a.outer; o += 4) samples(std::integral_constant<int, 4>{});
-    for (; o < job.a.outer; ++o) samples(std::integral_constant<int, 1>{});
+    });
   }
 };
 
@@ -257,7 +302,7 @@ template <class T> struct Joined {
 template <class T> inline void apply_given(const Channels<T> &job, const Affine<Acc<T>> *affine) {
   const Args &a = job.a;
   if (job.shares.joined)
-    return job.share(false, [&](i64 c, i64 end, i64, i64) { Joined<T>(job, c, end).apply(affine); });
+    return job.share(false, [&](i64 c, i64 end, i64 k, i64 kend) { Joined<T>({job, c, end, k, kend}, nullptr, affine).apply(); });
   const i64 pieces = job.chunks.pieces, all = a.outer * a.channels * pieces;
   const i64 some = most(1, (i64(1) << 16) * pieces / a.inner);
   parallel(a, ceil_div(all, some), [&](i64 task) {
@@ -315,12 +360,8 @@ template <class T> bool channels_forward(const Args &a) {
     return true;
   }
   if (job.shares.joined)
-    job.share(false, [&](i64 c, i64 end, i64, i64) {
-      Joined<T> joined(job, c, end);
-      joined.spreads(spreads);
-      for (i64 i = c; i < end; ++i) settle(i);
-      joined.apply(affine);
-    });
+    job.joined(
+        true, [&](i64 c, i64 end, i64 k, i64 kend) { return Joined<T>({job, c, end, k, kend}, spreads, affine); }, settle);
   else
     job.in_turns(
         true, [&](i64 c, i64 end, i64 k, i64 kend, i64 ahead) { job.spreads(c, end, k, kend, spreads, ahead); }, settle,

@@ -6,14 +6,69 @@
 namespace normkit {
 namespace {
 
+struct Sums {
+  double dy, dyx;
+};
+
+// Short runs as one row, as in channels.h.
+template <class T> struct JoinedGradients : Places<T> {
+  using P = Places<T>;
+  using typename P::A, typename P::V;
+  using P::end, P::first, P::job, P::k, P::kend, P::stride;
+  const Moments<A> *moments;
+  const A *weight;
+  Sums *parts;
+  const Sums *means;
+  typename P::Table mean, rstd, dy, slope, scale;  // sums at first, dy and slope
+
+  JoinedGradients(const P &places, const Moments<A> *moments, const A *weight, Sums *parts, const Sums *means)
+      : P(places), moments(moments), weight(weight), parts(parts), means(means) {
+    P::fill(mean, [&](i64 c) { return moments[c].mean; }), P::fill(rstd, [&](i64 c) { return moments[c].rstd; });
+  }
+
+  // The sums of each channel, as those of its first chunk.
+  void sum() {
+    const i64 count = job.chunks.count;
+    for (i64 c = first; c < end; ++c)
+      for (i64 i = k; i < kend; ++i) parts[c * count + i] = Sums{};
+    P::sums(
+        dy, slope,
+        [&](auto many, i64 o, i64 i) {
+          const T *x = job.x(o, first) + i, *g = job.dy(o, first) + i;
+          const V m = load(mean + i), r = load(rstd + i);
+          V s{}, q{};
+          for (int j = 0; j < decltype(many)::value; ++j) {
+            const V u = load(g + j * stride);
+            s += u, q += u * ((load(x + j * stride) - m) * r);
+          }
+          return Pair<A>{s, q};
+        },
+        [&](i64 c, double s, double q) {
+          parts[c * count + k].dy += s, parts[c * count + k].dyx += q + s * double(moments[c].drift);
+        });
+  }
+
+  void apply() {
+    P::fill(dy, [&](i64 c) { return A(means[c].dy + double(moments[c].drift) * means[c].dyx); });
+    P::fill(slope, [&](i64 c) { return A(means[c].dyx); });
+    P::fill(scale, [&](i64 c) { return moments[c].scale(get(weight + c)); });
+    P::template samples<4>(P::sample, P::last, [&](auto many, i64 o) {
+      const T *x = job.x(o, first), *g = job.dy(o, first);
+      T *dx = job.y(o, first);
+      P::each([&](i64 i, i64) {
+        const V m = load(mean + i), r = load(rstd + i), d = load(dy + i), s = load(slope + i), f = load(scale + i);
+        for (int j = 0; j < decltype(many)::value; ++j)
+          store(dx + j * stride + i, ((load(g + j * stride + i) - d) - (load(x + j * stride + i) - m) * r * s) * f);
+      });
+    });
+  }
+};
+
 template <class T> bool channels_backward(const Args &a) {
   using A = Acc<T>;
   using V = Vec<A>;
   const Channels<T> job(a, false);
   const Chunks &chunks = job.chunks;
-  struct Sums {
-    double dy, dyx;
-  };
   Scratch memory;
   const double n = double(a.outer) * double(a.inner);
   const A *w = param<A>(memory, a.weight, a.wtype, a.channels, 1, a.offset, std::is_same_v<T, bfloat>);
@@ -77,7 +132,12 @@ template <class T> bool channels_backward(const Args &a) {
         }
     }
   };
-  job.in_turns(a.y && !a.given(), gather, settle, apply);
+  if (job.shares.joined)
+    job.joined(
+        a.y, [&](i64 c, i64 end, i64 k, i64 kend) { return JoinedGradients<T>({job, c, end, k, kend}, moments, w, parts, means); },
+        settle);
+  else
+    job.in_turns(a.y && !a.given(), gather, settle, apply);
   return true;
 }
 

@@ -163,6 +163,9 @@ void sweep(const Table &table, unsigned seed, int rounds) {
     if (kind == CHANNELS && random() % 8 == 0) {
       outer = 32 + int64_t(random() % 3), inner = 30 + int64_t(random() % 90), channels = 8192 / inner + 1 + int64_t(random() % 20);
     }
+    if (kind == CHANNELS && random() % 12 == 0) {
+      inner = 2 + int64_t(random() % 8), channels = 8 + int64_t(random() % 8), outer = (1 << 19) / (inner * channels), groups = 1;
+    }
     if (outer * groups * channels * inner > (1 << 19)) continue;
     one(random, table, kind, type, outer, groups, channels, inner);
   }
