@@ -199,6 +199,7 @@ def shapes(layer, rng):
 LARGE = [
     ("layer_norm", (700, 257), {"axis": (-1,)}, False),
     ("layer_norm", (3, 100_001), {"axis": (-1,)}, False),
+    ("layer_norm", (32, 4096), {"axis": (-1,)}, False),
     ("rms_norm", (5000, 33), {"axis": (-1,), "weight_offset": 0.0}, False),
     # Lengths that loops are compiled for.
     ("layer_norm", (331, 64), {"axis": (-1,)}, False),
@@ -212,6 +213,7 @@ LARGE = [
     ("batch_norm_train", (16, 24, 33, 31), {"axis": 1}, True),
     ("batch_norm_train", (3, 2, 100_003), {"axis": 1}, False),
     ("batch_norm_train", (37, 293, 29), {"axis": 1}, False),
+    ("batch_norm_train", (13_007, 5, 9), {"axis": 1}, False),
     ("batch_norm_train", (40_000, 9), {"axis": 1}, False),
     ("batch_norm_train", (203, 1031), {"axis": 1}, False),
     ("batch_norm", (16, 24, 33, 31), {"axis": 1}, False),

@@ -171,7 +171,7 @@ template <class T> bool columns_backward(const Args &a) {
   if (!a.given() || !a.y) run(gather(no, no));
   else if (a.stream) run(gather(yes, yes));
   else run(gather(yes, no));
-  reduce<double>(a, {a.dweight, a.wtype, sums + C}, {a.dbias, a.btype, sums}, samples, C, 2 * C);
+  reduce(a, sums + C, sums, samples, C, 2 * C);
   if (a.given() && (a.dmean || a.dvar))
     for (i64 c = 0; c < C; ++c) {
       double dy = 0, dyx = 0;

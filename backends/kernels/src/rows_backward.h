@@ -113,25 +113,20 @@ inline void backward_rows(const Args &a, Along<Acc<T>> w, i64 row, i64 n, Acc<T>
   for (; i < n; ++i) step(One{}, i, one, one);
 }
 
-// A parameter's gradient, and where its partial sums begin.
-template <class X> struct Parts {
-  void *out;
-  int type;
-  const X *sums;
-};
-
-// The sums over partial sums, in their order: out[i] = sum over t < count of sums[t * stride + i], for i < n.
-template <class X> inline void reduce(const Args &a, Parts<X> weight, Parts<X> bias, i64 count, i64 n, i64 stride) {
+// The parameters' gradients from their partial sums, in order: dweight[i] = sum over t < count of dw[t * stride + i], for i < n.
+template <class X> inline void reduce(const Args &a, const X *dw, const X *db, i64 count, i64 n, i64 stride) {
   constexpr i64 kBlock = 512, kAlone = 1 << 14;  // of fewer sums, threads would take longer to begin
   const i64 blocks = ceil_div(n, kBlock);
   const auto add = [&](i64 task) {
-    const Parts<X> &of = task < blocks ? weight : bias;
-    if (!of.out) return;
+    const bool weight = task < blocks;
+    void *const out = weight ? a.dweight : a.dbias;
+    if (!out) return;
+    const X *sums = weight ? dw : db;
     double total[kBlock] = {};
     const i64 first = task % blocks * kBlock, size = least(kBlock, n - first);
     for (i64 t = 0; t < count; ++t)
-      for (i64 i = 0; i < size; ++i) total[i] += of.sums[t * stride + first + i];
-    put_all(of.out, of.type, first, total, size);
+      for (i64 i = 0; i < size; ++i) total[i] += sums[t * stride + first + i];
+    put_all(out, weight ? a.wtype : a.btype, first, total, size);
   };
   if (2 * count * n >= kAlone) return parallel(a, 2 * blocks, add);
   for (i64 task = 0; task < 2 * blocks; ++task) add(task);
@@ -141,7 +136,7 @@ template <class T, bool center> bool rows_backward_flat(const Args &a) {
   using A = Acc<T>;
   Scratch memory;
   const i64 n = a.channels, params = a.groups * n;
-  // The split is by shape alone, so that sums do not depend on the number of threads.
+  // The split is by shape alone, so that sums do not depend on the number of threads; few rows are work for four.
   const i64 blocks = most(ceil_div(a.outer, 32), least(4, a.outer / 8)), limit = most(1, (i64(1) << 20) / params);
   const i64 tasks = least(least(blocks, 32), limit), per = ceil_div(a.outer, tasks);
   // Long rows go one by one, and so do those of which four would meet at the same places of a page, in the first-level
@@ -178,7 +173,7 @@ template <class T, bool center> bool rows_backward_flat(const Args &a) {
     if (a.stream) fence();
   });
   const auto finish = [&](const auto *sums) {
-    reduce<std::decay_t<decltype(*sums)>>(a, {a.dweight, a.wtype, sums}, {a.dbias, a.btype, sums + params}, tasks, params, 2 * params);
+    reduce(a, sums, sums + params, tasks, params, 2 * params);
   };
   joined ? finish(parts) : finish(sums);
   return true;
@@ -221,7 +216,7 @@ template <class T, bool center> bool rows_backward_runs(const Args &a) {
     }
     if (a.stream) fence();
   });
-  reduce<double>(a, {a.dweight, a.wtype, dws}, {a.dbias, a.btype, dbs}, a.outer, params, params);
+  reduce(a, dws, dbs, a.outer, params, params);
   return true;
 }
 
