@@ -53,16 +53,27 @@ class KernelError(RuntimeError):
     """A kernel was required and cannot serve the call."""
 
 
-def accelerates(plan: Plan, operands: Operands) -> bool:
+#: Of a program that is being written, and whose arrays are to come: whether it may have a kernel for this call.
+Program = Callable[[Plan, Operands], bool]
+
+
+def accelerates(plan: Plan, operands: Operands, program: Program | None = None) -> bool:
     """Whether a kernel serves this call: then :func:`forward` and :func:`vjp` take the place of the core's.
 
     However small x is: a native layer is never called in place of a kernel, for its numbers are others, and accuracy is
     what is promised. Where PyTorch's own layer is faster on one thread (medians of turns, float32): layer norm below
     40 KB (by 1.4 of 4.5 µs at most); with a gradient, where the time is that of autograd's Python functions, layer norm
-    below 250 KB, batch norm below 60 KB, of matrices below 200 KB. In a compiled graph the operator serves from the
-    sizes that ``SMALLEST`` in backends/torch/ops.py says, and the composition below, or where y is a single loop.
+    below 250 KB, batch norm below 60 KB, of matrices below 200 KB.
+
+    What torch.compile reads, and graphs of TensorFlow, are programs: ``program`` in backends/torch/ops.py and in
+    backends/tensorflow/graphs.py says what else counts there. One that may not have a kernel (it is exported, or
+    vectorized, or faster without) is made of the library's operations, also where kernels are required.
     """
-    return mode != "0" and allows(plan, refusal(plan, operands))
+    if mode == "0":
+        return False
+    if program is None:
+        return allows(plan, refusal(plan, operands))
+    return built and operands.mask is None and unwritten(plan) is None and program(plan, operands)
 
 
 def allows(plan: Plan, reason: str | None) -> bool:
@@ -279,11 +290,6 @@ def xla_handler() -> Any:
     return _kernels.xla_handler()
 
 
-def could_serve(plan: Plan) -> bool:
-    """Whether there are kernels for a plan in a program, whose arrays are to come."""
-    return _kernels is not None and mode != "0" and (route(plan, False) or reordered(plan)) is not None
-
-
 def tensorflow_calls(library: Path) -> bool:
     """Let the XLA of this libtensorflow_cc call the kernels; false where it cannot."""
     return _kernels is not None and _kernels.tensorflow_calls(str(library))
@@ -310,13 +316,13 @@ __all__ = [
     "MODES",
     "Applied",
     "KernelError",
+    "Program",
     "Served",
     "accelerates",
     "allows",
     "apply",
     "at_once",
     "batch_stats",
-    "could_serve",
     "forward",
     "gradients",
     "gradients_at_once",

@@ -108,17 +108,16 @@ class TensorflowBackend(ArrayBackend):
 
     def apply(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None]:
         eager, operands = _eager(operands), _read(operands)
-        caller = None if eager else graphs.caller(plan, operands, derived=False)
-        served = eager and kernels.accelerates(plan, operands)
-        if served and not record.could_possibly_record():
+        served = kernels.accelerates(plan, operands, None if eager else graphs.program(derived=False))
+        if served and eager and not record.could_possibly_record():
             y, packed = kernels.forward(plan, operands, save=plan.layer == "batch_norm_train")
             return y, kernels.batch_stats(plan, packed)
         names = tuple(name for name, a in zip(Operands._fields, operands, strict=True) if a is not None)
         arrays = (a for a in operands if a is not None)
-        if served:
+        if served and eager:
             y, *stats = _recorded(plan, names, *arrays)
-        elif caller:
-            y, *stats = graphs.normalizer(caller, plan, names, _formula)(*arrays)
+        elif served:
+            y, *stats = graphs.normalizer(graphs.caller(), plan, names, _formula)(*arrays)
         else:
             y, *stats = _normalizer(plan, names)(*arrays)
             return y, counted(plan, operands.mask, BatchStats(*stats) if stats else None)
@@ -126,11 +125,12 @@ class TensorflowBackend(ArrayBackend):
 
     def vjp(self, plan: Plan, operands: Operands) -> tuple[Array, BatchStats | None, Callable[[Array], Gradients]]:
         eager, operands = _eager(operands), _read(operands)
-        if eager and kernels.accelerates(plan, operands):
+        served = kernels.accelerates(plan, operands, None if eager else graphs.program(derived=True))
+        if served and eager:
             y, packed = kernels.forward(plan, operands)
             return y, kernels.batch_stats(plan, packed), lambda dy: kernels.vjp(plan, operands, packed, dy)
-        caller = None if eager else graphs.caller(plan, operands, derived=True)
-        if caller:
+        if served:
+            caller = graphs.caller()
             y, packed = graphs.forward(caller, plan, operands)
             stats = graphs.batch_stats(plan, packed, _count(plan, operands.x))
             return y, stats, lambda dy: graphs.vjp(caller, plan, operands, packed, dy)

@@ -30,6 +30,7 @@ from normkit.backends.kernels.programs import (
     sample,
     turned,
 )
+from normkit.backends.kernels.routes import reordered, route
 from normkit.backends.protocol import Array
 from normkit.backends.tensorflow import modules
 from normkit.core.normalize import BatchStats, Gradients, Operands
@@ -110,32 +111,38 @@ def compiles() -> bool:
     return control_flow_util.GraphOrParentsInXlaContext(_graph())
 
 
-def caller(plan: Plan, operands: Operands, *, derived: bool) -> Caller | None:
-    """How the graph that is being written calls a kernel; ``None`` where none serves.
+def program(*, derived: bool) -> kernels.Program:
+    """What the graph that is being written may have: a kernel's call, of which gradients are taken or not.
 
     Kernels serve on processors, where all of their sizes are known, or all but one. A graph that is written while a
     model is saved (again, then) must run where normkit is not. So must one that is frozen or converted, of which is
     known while it is written that somebody asked for it, and that it is for inference: without a compiler, such a graph
     has a kernel only where they are required. What TensorFlow vectorizes has none.
     """
-    arrays = [a for a in operands if a is not None]
-    if operands.mask is not None or not all(a.dtype.name in TYPES for a in arrays):
-        return None
-    one = sample(plan)
-    if not kernels.could_serve(one.plan if one else plan):
-        return None
-    devices = tf.config.list_logical_devices()
-    alone = len({d.name.partition("/device:")[0] for d in devices}) == 1
-    if save_context.in_save_context() or not alone or any(d.device_type not in _PROCESSORS for d in devices):
-        return None
-    # Forward accumulators pass over custom gradients in a graph.
-    if forwardprop_util.pack_tangents(arrays).tangents or _for(_VECTORIZES):
-        return None
-    if compiles():
-        return _by_xla if _operations() else None
-    trains, runs = derived or record.could_possibly_record(), isinstance(_graph(), tf.__internal__.FuncGraph)
-    wanted = trains or kernels.mode == "require" or (runs and not _for(_ASKED))
-    return _by_operation if wanted and _operation() else None
+
+    def may(plan: Plan, operands: Operands) -> bool:
+        arrays = [a for a in operands if a is not None]
+        served = route(plan, False) or reordered(plan) or sample(plan)
+        if served is None or not all(a.dtype.name in TYPES for a in arrays) or save_context.in_save_context():
+            return False
+        devices = tf.config.list_logical_devices()
+        alone = len({d.name.partition("/device:")[0] for d in devices}) == 1
+        if not alone or any(d.device_type not in _PROCESSORS for d in devices):
+            return False
+        # Forward accumulators pass over custom gradients in a graph.
+        if forwardprop_util.pack_tangents(arrays).tangents or _for(_VECTORIZES):
+            return False
+        if compiles():
+            return _operations() is not None
+        trains, runs = derived or record.could_possibly_record(), isinstance(_graph(), tf.__internal__.FuncGraph)
+        return _operation() and (trains or kernels.mode == "require" or (runs and not _for(_ASKED)))
+
+    return may
+
+
+def caller() -> Caller:
+    """How the graph that is being written calls a kernel, where it may have one: its gradients do the same."""
+    return _by_xla if compiles() else _by_operation
 
 
 def _graph() -> tf.Graph:
@@ -176,10 +183,6 @@ def batch_stats(plan: Plan, stats: Array | None, count: Array | int) -> BatchSta
     return BatchStats(mean, var, count)
 
 
-def _pullback(caller: Caller, plan: Plan, packed: Array | None, operands: Operands, dy: Array) -> Gradients:
-    return vjp(caller, plan, operands, packed, dy)
-
-
 def named(names: Sequence[str], arrays: Sequence[Array]) -> Operands:
     """The operands with these names."""
     return Operands(**dict(zip(names, arrays, strict=True)))
@@ -196,7 +199,9 @@ def normalizer(caller: Caller, plan: Plan, names: tuple[str, ...], formula: Form
     results = ("y",) if "mean" in names else ("y", STATS)
 
     def gradients(dy, inputs, packed):
-        kernel = functools.partial(_pullback, caller, straight, packed)
+        def kernel(operands, dy):
+            return vjp(caller, straight, operands, packed, dy)
+
         pullback = functools.partial(formula, straight) if _for(_VECTORIZES) else kernel
         return twice(straight, names, pullback, formula)(dy, inputs)
 
@@ -269,7 +274,7 @@ def _call(caller: Caller, plan: Plan, given: dict[str, Array], results: Sequence
 
 def _by_xla(call: Call) -> Sequence[Array]:
     operations = _operations()
-    assert operations is not None, "caller() was not asked"
+    assert operations is not None, "program() was not asked"
     if call.one:
         return modules.call(operations.module, call.plan, call.text, call.given, call.results)
     return operations.custom_call(

@@ -100,7 +100,7 @@ class TorchBackend(ArrayBackend):
         operands = _widened(plan, operands)
         x = operands.x
         recorded = _recorded(operands)
-        if torch.compiler.is_compiling() and ops.serves(plan, operands, recorded):
+        if torch.compiler.is_compiling() and kernels.accelerates(plan, operands, ops.program(recorded)):
             return ops.apply(plan, operands, recorded)
         traced = _traced(x)
         done = None if traced else kernels.apply(plan, operands, save=recorded)
@@ -292,7 +292,7 @@ def _call(x, weight, bias, mean, var, label, axes, numbers):
     if x.dtype not in _FLOATING or not BACKEND.suit(given, plan.param_shape, x.device):
         return []
     recorded = _recorded(given)
-    if ops.serves(plan, given, recorded):
+    if kernels.accelerates(plan, given, ops.program(recorded)):
         y, stats = ops.apply(plan, given, recorded)
         return [y] if stats is None else [y, *stats[:2]]
     y, *stats = _Normalize.apply(plan, *_widened(plan, given))

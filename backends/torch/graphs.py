@@ -37,7 +37,7 @@ def label(build: Callable[..., Plan], mode: str) -> str | None:
 @functools.cache
 def _digest() -> str:
     """Of the files that say what a graph is made of: torch.compile finds programs on disk by what it has read."""
-    folders = (Path(__file__).parent, Path(inspect.getfile(Plan)).parent)
+    folders = (Path(inspect.getfile(of)).parent for of in (ops, kernels, Plan))
     files = (file.read_bytes() for folder in folders for file in sorted(folder.glob("*.py")))
     return hashlib.sha256(b"".join(files)).hexdigest()
 

@@ -12,7 +12,6 @@ import torch
 from torch.autograd import forward_ad
 
 from normkit.backends import kernels
-from normkit.backends.kernels.routes import unwritten
 from normkit.core import plan as plans
 from normkit.core.moments import Habits
 from normkit.core.normalize import BatchStats, Gradients, Operands, forward, vjp
@@ -57,25 +56,26 @@ for _name in ("backward", "backward_of_any"):
     _library.define(f"{_name}(Tensor x, {_PARAMETERS}, Tensor stats, Tensor dy, {_CALL}, int needs) -> Tensor[]")
 
 
-def serves(plan: Plan, operands: Operands, recorded: bool) -> bool:
-    """Whether a call that is being compiled becomes one operator; exported programs are to run without normkit.
+def program(recorded: bool) -> kernels.Program:
+    """What torch.compile makes of a call, whose gradient may be taken or not: whether it may be one operator.
 
-    ``recorded``: its gradient may be taken. If not, and with given statistics, it is one loop, best left to Inductor.
+    Exported programs are to run without normkit. Without a gradient and with given statistics it is one loop, best left
+    to Inductor.
     """
-    x = operands.x
-    smallest = SMALLEST[recorded] if operands.mean is None else SMALLEST_GIVEN
-    return (
-        kernels.mode != "0"
-        and kernels.built
-        and operands.mask is None
-        and unwritten(plan) is None
-        and x.is_cpu
-        and (recorded or operands.mean is None)
-        and x.numel() >= smallest
-        and not torch.compiler.is_exporting()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-    )
+
+    def may(plan: Plan, operands: Operands) -> bool:
+        x = operands.x
+        smallest = SMALLEST[recorded] if operands.mean is None else SMALLEST_GIVEN
+        return (
+            x.is_cpu
+            and (recorded or operands.mean is None)
+            and x.numel() >= smallest
+            and not torch.compiler.is_exporting()
+            and not torch._C._are_functorch_transforms_active()
+            and forward_ad._current_level < 0
+        )
+
+    return may
 
 
 def apply(plan: Plan, operands: Operands, recorded: bool) -> tuple[torch.Tensor, BatchStats | None]:
