@@ -234,3 +234,36 @@ def test_a_variance_that_only_a_flag_makes_negative():
     """What is in memory is positive: the kernels, which look there, are not asked."""
     with pytest.raises(ValueError, match=r"var must not be negative; received a smallest value of -1\.0"):
         nk.batch_norm(torch.ones(4, 3), torch.zeros(3), torch._neg_view(torch.ones(3)))
+
+
+def _first(layer):
+    """The layer as a function of x alone that returns y."""
+    options = {"group_norm": {"num_groups": 2}, "batch_norm": {"mean": torch.zeros(6), "var": torch.ones(6)}}
+    function = getattr(nk, layer)
+
+    def call(x):
+        found = function(x, **options.get(layer, {}))
+        return found[0] if layer == "batch_norm_train" else found
+
+    return call
+
+
+@pytest.mark.parametrize("layer", [row[0] for row in ROWS])
+def test_many_gradients_at_once(layer, count):
+    """As autograd maps them, as torch.func does, and the derivative of a gradient along its dy: those of one by one."""
+    call, x = _first(layer), torch.randn(4, 6, 5, dtype=torch.float64, requires_grad=True)
+    y, dys = call(x), torch.randn(3, 4, 6, 5, dtype=torch.float64)
+
+    def pull_back(dy):
+        return torch.autograd.grad(y, x, dy, retain_graph=True)[0]
+
+    wanted = torch.stack([pull_back(dy) for dy in dys])
+    assert count() == (1, 3)
+    (mapped,) = torch.autograd.grad(y, x, dys, retain_graph=True, is_grads_batched=True)
+    torch.testing.assert_close(mapped, wanted)
+    torch.testing.assert_close(torch.func.vmap(pull_back)(dys), wanted)
+    with torch.autograd.forward_ad.dual_level():
+        found = pull_back(torch.autograd.forward_ad.make_dual(dys[0], dys[1]))
+        moved = torch.autograd.forward_ad.unpack_dual(found).tangent
+    torch.testing.assert_close(moved, wanted[1])
+    assert count() == (1, 3)

@@ -60,6 +60,14 @@ CONSTRUCTORS = {
         (r"momentum \(the weight of the old statistics\) and update_rate \(that of the new\) exclude each other; "
          r"received momentum=0\.9 and update_rate=0\.1\."),
     ),
+    "affine as text": (
+        lambda: nk.LayerNorm(4, affine="no"), ValueError, r"affine must be True or False; received 'no'\.",
+    ),
+    "bias as text": (lambda: nk.GroupNorm(2, 4, bias="no"), ValueError, r"bias must be True or False; received 'no'\."),
+    "unbiased as a number": (
+        lambda: nk.BatchNorm(4, unbiased=0), ValueError, r"unbiased must be True or False; received 0\.",
+    ),
+    "a mode as text": (lambda: nk.BatchNorm(4).train("no"), ValueError, r"mode must be True or False; received 'no'\."),
     "unknown policy": (
         lambda: nk.BatchNorm(4, single_value="skip"),
         ValueError, r"single_value must be 'raise', 'running' or 'zero'; received 'skip'\.",

@@ -13,6 +13,11 @@ from normkit.conformance.misfits import FLOATING, SUPPORTED, arrays, elsewhere, 
 
 NAN = float("nan")
 
+
+class Axes(tuple):
+    """Axes of a kind of their own."""
+
+
 #: What is called on the arrays, the error, its text.
 FUNCTIONS = {
     "axis too large": (
@@ -94,6 +99,47 @@ FUNCTIONS = {
     ),
     "eps as text": (
         lambda a: nk.group_norm(a.x, 2, eps="1e-5"), TypeError, r"eps must be a number; received str '1e-5'\.",
+    ),
+    "eps as bytes": (
+        lambda a: nk.layer_norm(a.x, eps=b"1e-5"), TypeError, r"eps must be a number; received bytes\.",
+    ),
+    "eps as text in an array": (
+        lambda a: nk.layer_norm(a.x, eps=np.array("1e-5")),
+        TypeError, r"eps must be a number; received numpy\.ndarray\.",
+    ),
+    "eps as a flag in an array": (
+        lambda a: nk.layer_norm(a.x, eps=np.True_), TypeError, r"eps must be a number; received numpy\.bool\.",
+    ),
+    "complex eps": (
+        lambda a: nk.layer_norm(a.x, eps=np.complex64(1)),
+        TypeError, r"eps must be a number; received numpy\.complex64\.",
+    ),
+    "eps beyond floats": (
+        lambda a: nk.layer_norm(a.x, eps=10**400),
+        ValueError, r"eps must be a number that a float can hold; received a larger integer\.",
+    ),
+    "axis True in a tuple of a kind": (
+        lambda a: [nk.layer_norm(a.x, axis=Axes(axes)) for axes in ((1,), (True,))],
+        TypeError, r"axis must be an integer; received True\.",
+    ),
+    "unbiased as text": (
+        lambda a: _running(a).update(_batch(a), unbiased="no"),
+        ValueError, r"unbiased must be True or False; received 'no'\.",
+    ),
+    "centred as a number": (
+        lambda a: nk.lp_layer_norm(a.x, p=1, centred=1), ValueError, r"centred must be True or False; received 1\.",
+    ),
+    "negative count": (
+        lambda a: _running(a).update(_batch(a)._replace(count=-1)),
+        ValueError, r"batch_stats\.count must not be negative; received -1\.",
+    ),
+    "fractional count": (
+        lambda a: _running(a).update(_batch(a)._replace(count=NAN)),
+        TypeError, r"batch_stats\.count must be an integer or an array; received float nan\.",
+    ),
+    "num_batches as text": (
+        lambda a: _running(a)._replace(num_batches="a").update(_batch(a)),
+        TypeError, r"num_batches must be an integer or an array; received str 'a'\.",
     ),
     "no eps": (lambda a: nk.layer_norm(a.x, eps=None), TypeError, r"eps must be a number; received None\."),
     "weight_offset NaN": (

@@ -102,7 +102,9 @@ def test_rms_norms_by_whose_they_are(library, style):
     assert np.array_equal(library.numpy(layer.weight), np.full(5, 1 - offset))
     x = _array(library, 4, 5)
     _same(library, (layer(x), nk.rms_norm(x, layer.weight, eps=1e-5, weight_offset=offset, cast=cast)))
-    again = eval(repr(nk.RMSNorm(5, style=style, eps=1e-5)), vars(nk))
+    agreed = nk.RMSNorm(5, style=style, cast=cast, weight_offset=offset, eps=1e-5)
+    assert repr(agreed) == repr(nk.RMSNorm(5, style=style, eps=1e-5))
+    again = eval(repr(agreed), vars(nk))
     assert (again.cast, again.weight_offset, again.eps) == (cast, offset, 1e-5)
 
 
@@ -120,7 +122,17 @@ REFUSED = {
     "a style and a cast": (
         lambda: nk.RMSNorm(4, style="gemma", cast="input"),
         ValueError,
-        r"style 'gemma' says what cast and weight_offset are; received cast='input' and weight_offset=0\.0\.",
+        r"style 'gemma' has cast='output' and weight_offset=1\.0; received cast='input' and weight_offset=1\.0\.",
+    ),
+    "a style and the usual cast": (
+        lambda: nk.RMSNorm(4, style="llama", cast="output"),
+        ValueError,
+        r"style 'llama' has cast='input' and weight_offset=0\.0; received cast='output' and weight_offset=0\.0\.",
+    ),
+    "a style and the usual offset": (
+        lambda: nk.RMSNorm(4, style="gemma", weight_offset=0),
+        ValueError,
+        r"style 'gemma' has cast='output' and weight_offset=1\.0; received cast='output' and weight_offset=0\.0\.",
     ),
     "no cast": (
         lambda: nk.RMSNorm(4, cast="never"), ValueError, r"cast must be 'output' or 'input'; received 'never'\.",

@@ -122,7 +122,7 @@ class BatchNorm(Policed, Layer):
     ) -> None:
         self.num_features = check.positive_int("num_features", num_features)
         self.momentum = check_layer.momentum(momentum, update_rate, default=_MOMENTUM)
-        self.unbiased = bool(unbiased)
+        self.unbiased = check.flag("unbiased", unbiased)
         self.virtual_batch_size, self.r_max, self.d_max = schedules.checked(virtual_batch_size, r_max, d_max)
         self._set_policies(
             single_value=single_value,

@@ -109,7 +109,8 @@ def batch_norm_train(
 def lp_layer_norm(
     x, weight=None, bias=None, *, p, axis=-1, eps=1e-5, centred=False, consistent=False, mask=None, lengths=None
 ) -> Call:
-    planned = _planned(x, lp_layer_plan, axis, eps, check.order(p), bool(centred), bool(consistent))
+    flags = check.flag("centred", centred), check.flag("consistent", consistent)
+    planned = _planned(x, lp_layer_plan, axis, eps, check.order(p), *flags)
     check.counted(planned[1], consistent, mask, lengths)
     return _checked(*planned, Operands(x, weight, bias, None, None, mask), lengths)
 
@@ -117,7 +118,8 @@ def lp_layer_norm(
 def lp_batch_norm_train(
     x, weight=None, bias=None, *, p, axis=1, eps=1e-5, centred=False, consistent=False, mask=None, lengths=None
 ) -> Call:
-    planned = _planned(x, lp_batch_plan, axis, eps, check.order(p), bool(centred), bool(consistent))
+    flags = check.flag("centred", centred), check.flag("consistent", consistent)
+    planned = _planned(x, lp_batch_plan, axis, eps, check.order(p), *flags)
     check.counted(planned[1], consistent, mask, lengths)
     return _checked(*planned, Operands(x, weight, bias, None, None, mask), lengths)
 
@@ -228,7 +230,7 @@ def _remembered(build: Callable[..., Plan], kinds: tuple[type, ...] | None, *arg
 
 def _cached(build: Callable[..., Plan], shape: Shape, *args: Any) -> Plan:
     # Types tell 1 from 1.0 and from True; within a tuple it takes this.
-    kinds = tuple(map(type, args[0])) if type(args[0]) is tuple else None
+    kinds = tuple(map(type, args[0])) if isinstance(args[0], tuple) else None
     return _remembered(build, kinds, shape, *args)
 
 

@@ -28,7 +28,7 @@ class TrainsAffine:
 
     @train_affine.setter
     def train_affine(self, value: bool) -> None:
-        self._train_affine = check.choice("train_affine", value, (True, False))
+        self._train_affine = check.flag("train_affine", value)
         self._set_affine()
 
     def _set_affine(self) -> None:
@@ -48,6 +48,8 @@ class Layer(TrainsAffine):
     training: bool
     #: Whether ``axis=None`` stands for the last axes.
     _trailing = False
+    #: What arguments are whose default, ``None``, leaves them to another.
+    _usual: Mapping[str, Any] = {}
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class Layer(TrainsAffine):
         self.backend = check_layer.library(backend)[0]
         self.training = True
         self.train_affine = train_affine
+        affine, bias = check.flag("affine", affine), check.flag("bias", bias)
         self.weight = self._filled(weight, self.dtype, device, backend) if affine else None
         self.bias = self._filled(0.0, self.dtype, device, backend) if affine and bias else None
 
@@ -90,7 +93,7 @@ class Layer(TrainsAffine):
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training mode."""
-        self.training = bool(mode)
+        self.training = check.flag("mode", mode)
         return self
 
     def eval(self) -> Self:
@@ -124,7 +127,7 @@ class Layer(TrainsAffine):
             text = f"{value:.12g}" if isinstance(value, float) else repr(value)
             if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
                 words.append(text)
-            elif value != parameter.default:
+            elif value != self._usual.get(name, parameter.default):
                 words.append(f"{name}={text}")
         return f"{type(self).__name__}({', '.join(words)})"
 

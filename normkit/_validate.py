@@ -153,12 +153,18 @@ def number(name: str, value: Any) -> float:
     """A real number that is not an array: it shapes the computation rather than taking part in it."""
     if type(value) is float:
         return value
-    if isinstance(value, (bool, str)) or getattr(value, "shape", ()) != ():
+    # Of arrays, one of shape () that holds a real number.
+    dtype = getattr(value, "dtype", "float")
+    kind = getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
+    real = str(kind).startswith(("float", "bfloat", "int", "uint")) and getattr(value, "shape", ()) == ()
+    if isinstance(value, (bool, str, bytes, bytearray)) or not real:
         raise TypeError(f"{name} must be a number; received {describe(value)}.")
     try:
         return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be a number; received {describe(value)}.") from None
+    except OverflowError:
+        raise ValueError(f"{name} must be a number that a float can hold; received a larger integer.") from None
 
 
 def finite(name: str, value: Any) -> float:
@@ -291,6 +297,22 @@ def batch_statistics(value: Any) -> None:
         raise TypeError(
             f"batch_stats must be the BatchStats that batch_norm_train returns beside y; received {describe(value)}."
         )
+    natural("batch_stats.count", value.count)
+
+
+def natural(name: str, value: Any) -> None:
+    """A count: an integer, zero or more, or an array of them, whose values are not looked at."""
+    if hasattr(value, "dtype"):
+        return
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer or an array; received {describe(value)}.")
+    if type(value) is int and value < 0:
+        raise ValueError(f"{name} must not be negative; received {value}.")
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False, and not what is as good as one of them."""
+    return choice(name, value, (True, False))
 
 
 def choice(name: str, value: Any, choices: Sequence[Any]) -> Any:

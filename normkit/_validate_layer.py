@@ -14,7 +14,7 @@ from ._validate import DTYPES, array, fraction, positive_int, several_axes
 from .backends import Backend
 from .backends.protocol import FLOATING, ArrayBackend
 from .core.plan import Shape
-from .styles import STYLES
+from .styles import STYLES, Style
 
 
 def momentum(value: Any, update_rate: Any, default: float) -> float | None:
@@ -29,19 +29,18 @@ def momentum(value: Any, update_rate: Any, default: float) -> float | None:
     return 1 - fraction("update_rate", update_rate)
 
 
-def style(name: str | None, cast: str, weight_offset: float) -> tuple[str, float]:
-    """Cast point and weight offset, as they were given or by whose they are."""
-    if name is None:
-        return cast, weight_offset
-    found = STYLES.get(name)
-    if found is None:
+def style(name: str | None, cast: str | None, weight_offset: float | None) -> Style:
+    """Cast point and weight offset by whose they are; what is given as well must say the same."""
+    if name is not None and (not isinstance(name, str) or name not in STYLES):
         raise ValueError(f"style must be one of {', '.join(STYLES)}; received {name!r}.")
-    if cast != "output" or weight_offset:
+    usual = Style() if name is None else STYLES[name]
+    given = Style(usual.cast if cast is None else cast, usual.weight_offset if weight_offset is None else weight_offset)
+    if name is not None and given != usual:
         raise ValueError(
-            f"style {name!r} says what cast and weight_offset are; received cast={cast!r} and "
-            f"weight_offset={weight_offset}."
+            f"style {name!r} has cast={usual.cast!r} and weight_offset={usual.weight_offset}; received "
+            f"cast={given.cast!r} and weight_offset={given.weight_offset}."
         )
-    return found
+    return given
 
 
 def lengths(name: str, value: Any) -> tuple[int, ...]:

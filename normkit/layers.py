@@ -10,6 +10,7 @@ from . import functional
 from ._batch_norm import BatchNorm
 from ._calls import CASTS
 from ._layer import Layer
+from .styles import Style
 
 
 class LayerNorm(Layer):
@@ -89,8 +90,8 @@ class RMSNorm(Layer):
         shape of weight and bias
     axis : the normalized axis or axes; by default the last ones, as many as there are lengths
     eps : a number >= 0, added to the mean square
-    weight_offset : added to the weight; 1.0 for models whose weight is a deviation from one
-    cast : float16 and bfloat16 are rounded once, at the "output", or before the weight as well, "input"
+    weight_offset : added to the weight, by default 0.0; 1.0 for models whose weight is a deviation from one
+    cast : float16 and bfloat16 are rounded once, at the "output", the default, or before the weight as well, "input"
     style : in the place of weight_offset and cast, whose they are: "llama", "mistral", "mixtral", "qwen2", "qwen3",
         "phi3", "t5", "onnx" (cast="input"), "gemma", "gemma2", "gemma3" (weight_offset=1), "torch", "keras", "flax",
         "olmo2" (neither)
@@ -125,6 +126,7 @@ class RMSNorm(Layer):
     """
 
     _trailing = True
+    _usual = Style()._asdict()
 
     def __init__(
         self,
@@ -132,8 +134,8 @@ class RMSNorm(Layer):
         *,
         axis: int | tuple[int, ...] | None = None,
         eps: float = 1e-6,
-        weight_offset: float = 0.0,
-        cast: str = "output",
+        weight_offset: float | None = None,
+        cast: str | None = None,
         style: str | None = None,
         affine: bool = True,
         bias: bool = False,
@@ -143,8 +145,9 @@ class RMSNorm(Layer):
         backend: Any = "numpy",
     ) -> None:
         self.normalized_shape = normalized_shape
-        offset = check.finite("weight_offset", weight_offset)
-        self.cast, self.weight_offset = check_layer.style(style, check.choice("cast", cast, CASTS), offset)
+        offset = None if weight_offset is None else check.finite("weight_offset", weight_offset)
+        point = None if cast is None else check.choice("cast", cast, CASTS)
+        self.cast, self.weight_offset = check_layer.style(style, point, offset)
         lengths = check_layer.lengths("normalized_shape", normalized_shape)
         super().__init__(lengths, axis, eps, affine, bias, dtype, device, backend, train_affine, 1 - self.weight_offset)
 

@@ -59,10 +59,11 @@ class RunningStats(NamedTuple):
         Raises
         ------
         TypeError
-            The statistics are of different libraries.
+            The statistics are of different libraries, or a count is neither an integer nor an array.
         ValueError
-            momentum is outside [0, 1], the statistics have different shapes, a policy is none of these or refuses the
-            batch; in a program that is being traced: "raise" of what has no values yet.
+            momentum is outside [0, 1], unbiased neither True nor False, a count negative, the statistics have different
+            shapes, a policy is none of these or refuses the batch; in a program that is being traced: "raise" of what
+            has no values yet.
 
         Notes
         -----
@@ -79,7 +80,9 @@ class RunningStats(NamedTuple):
     ) -> RunningStats:
         if momentum is not None:
             momentum = check.fraction("momentum", momentum)
+        check.flag("unbiased", unbiased)
         check.batch_statistics(batch_stats)
+        check.natural("num_batches", self.num_batches)
         backend, shape = check.array("mean", self.mean)
         shape = tuple(shape)
         check.companion(backend, self.mean, "var", self.var, shape, of="mean")

@@ -182,6 +182,15 @@ def _traced(x: torch.Tensor) -> bool:
     )
 
 
+def _mapped(dy: torch.Tensor) -> bool:
+    """Whether a gradient stands for many, or has a tangent: is_grads_batched maps as no transformation does."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._functorch.is_legacy_batchedtensor(dy)
+    )
+
+
 def _plain(plan: Plan, operands: Operands) -> tuple[torch.Tensor, BatchStats | None]:
     y, used = forward(xp, plan, operands, _habits(plan, operands.x))
     stats = returned_stats(xp, plan, operands, used)
@@ -261,13 +270,14 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         x, weight, bias, mean, var, packed = ctx.saved_tensors
-        twice, needed = torch.is_grad_enabled(), ctx.needs_input_grad[2:]
-        if not twice:
+        # A gradient of this gradient is wanted, or those of many dy are, or its derivative along one.
+        followed, needed = torch.is_grad_enabled() or _mapped(dy), ctx.needs_input_grad[2:]
+        if not followed:
             found = kernels.gradients_at_once(ctx.plan, x, dy, weight, bias, mean, var, packed, needed)
             if found is not None:
                 return None, None, *found
         operands, needs = Operands(x, weight, bias, mean, var), Gradients(*needed)
-        if twice:
+        if followed:
             used = forward(xp, ctx.plan, operands, _habits(ctx.plan, operands.x))[1]
             return None, None, *vjp(xp, ctx.plan, operands, used, dy, needs=needs)
         return None, None, *kernels.gradients(ctx.plan, operands, packed, dy, needs)

@@ -46,6 +46,7 @@ typedef float vf __attribute__((vector_size(kBytes)));
 typedef uint32_t vu __attribute__((vector_size(kBytes)));
 typedef int32_t vi __attribute__((vector_size(kBytes)));
 typedef uint16_t vh __attribute__((vector_size(kBytes / 2)));
+typedef uint64_t vq __attribute__((vector_size(2 * kBytes)));
 
 // The same conversions serve a vector of bits and a single number: U, I and F are vu, vi, vf or uint32_t, int32_t, float.
 template <class To, class From> inline To bit_cast(From from) {
@@ -344,11 +345,24 @@ template <class T, class X> inline void reorder(X *p, i64 n, bool to_pairs) {
   constexpr int W = kLanes<Acc<T>>;
   if (!kOddAndEven<T>) return;
   for (i64 start = 0; start + 2 * W <= n; start += 2 * W) {
+    X *const now = p + start;
+    if constexpr (sizeof(X) == 4) {
+      // Neighbours as the halves of 64 bits.
+      if (to_pairs) {
+        vq both;
+        memcpy(&both, now, sizeof both);
+        store_bytes<false>(now, __builtin_convertvector(both, vu)), store_bytes<false>(now + W, __builtin_convertvector(both >> 32, vu));
+      } else {
+        const vu even = bit_cast<vu>(load(now)), odd = bit_cast<vu>(load(now + W));
+        store_bytes<false>(now, __builtin_convertvector(even, vq) | __builtin_convertvector(odd, vq) << 32);
+      }
+      continue;
+    }
     X old[2 * W];
-    memcpy(old, p + start, sizeof old);
+    memcpy(old, now, sizeof old);
     for (int i = 0; i < 2 * W; ++i) {
       const int place = i % 2 * W + i / 2;
-      p[start + (to_pairs ? place : i)] = old[to_pairs ? i : place];
+      now[to_pairs ? place : i] = old[to_pairs ? i : place];
     }
   }
 }
