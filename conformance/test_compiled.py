@@ -321,3 +321,27 @@ def test_running_statistics_are_carried_through(library, mode):
         library, stats.mean, mean, library.kind(x)._replace(layout="contiguous"), "running", np.abs(values["x"]).max()
     )
     assert_close(library, stats.var, var, library.kind(x)._replace(layout="contiguous"), "running")
+
+
+@pytest.mark.parametrize("jit_compile", [None, True])
+def test_what_a_graph_learns_when_it_runs(library, jit_compile):
+    """A mask is x's, of whatever lengths that the graph does not know; a rank that it does not know is refused."""
+    if library.name != "tensorflow":
+        pytest.skip("TensorFlow's graphs alone have lengths that are not known")
+    tf = library.xp
+    x = tf.constant(np.random.default_rng(0).standard_normal((4, 6, 5)), "float32")
+    of_x, of_mask = tf.TensorSpec((None, None, 5)), tf.TensorSpec((None, None, None), tf.bool)
+
+    @tf.function(input_signature=[of_x, of_mask], jit_compile=jit_compile)
+    def call(x, mask):
+        return nk.layer_norm(x, mask=mask)
+
+    for mask in (x > -1, x[:, :1] > -1, x[:1, :, :1] > -2):
+        np.testing.assert_allclose(call(x, mask), nk.layer_norm(x, mask=mask), atol=1e-6)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="broadcast"):
+        call(x[:1], x > -1)
+    for of_x, of_weight in ((None, (5,)), ((4, 6, 5), None)):
+        function = tf.function(nk.layer_norm, [tf.TensorSpec(of_x), tf.TensorSpec(of_weight)], jit_compile=jit_compile)
+        text = r"Arrays must have a known number of axes; received a tensor of unknown rank: give it a shape\."
+        with pytest.raises(ValueError, match=text):
+            function(x, tf.ones(5))

@@ -320,6 +320,17 @@ def test_complex(library):
     refused(lambda: nk.layer_norm(x), TypeError, rf"x must be {FLOATING}; received complex64: convert it first\.")
 
 
+def test_memory_that_is_not_dense(library):
+    if library.name != "torch":
+        pytest.skip("only torch has layouts")
+    a, sparse = arrays(library), library.xp.eye(4).to_sparse()
+    text = rf"must be {FLOATING}; received float32 in layout torch\.sparse_coo: convert it first\."
+    refused(lambda: nk.layer_norm(sparse), TypeError, f"x {text}")
+    refused(lambda: nk.group_norm(a.x, 2, sparse[0]), TypeError, f"weight {text}")
+    text = r"mask must be a boolean array; received dtype bool in layout torch\.sparse_coo\."
+    refused(lambda: nk.rms_norm(a.matrix, mask=(a.matrix > 0).to_sparse()), TypeError, text)
+
+
 @pytest.mark.grid(dtypes=("float32", "float64", "float16", "bfloat16"))
 def test_negative_variance(library, dtype):
     """Refused where values are at hand in host memory; elsewhere looking would wait for the device, and y is NaN."""

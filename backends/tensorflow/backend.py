@@ -67,7 +67,12 @@ class TensorflowBackend(ArrayBackend):
         super().__init__(namespace)
 
     def shape(self, x: Array) -> Shape:
-        return tuple(x.shape.as_list())
+        try:
+            return tuple(x.shape.as_list())
+        except ValueError:
+            raise ValueError(
+                "Arrays must have a known number of axes; received a tensor of unknown rank: give it a shape."
+            ) from None
 
     def dtype(self, x: Array) -> str:
         dtype = x.dtype
@@ -78,11 +83,11 @@ class TensorflowBackend(ArrayBackend):
         return name
 
     def suit(self, operands: Operands, shape: Shape, device: Any) -> bool:
-        sizes = [*shape]
+        shape = tuple(shape)
         for a in operands[1:5]:
             if a is None:
                 continue
-            if not isinstance(a, _ARRAYS) or a.dtype not in _FLOATING or a.shape.as_list() != sizes:
+            if not isinstance(a, _ARRAYS) or a.dtype not in _FLOATING or self.shape(a) != shape:
                 return False
         return True
 
@@ -212,8 +217,14 @@ def _eager(operands: Operands) -> bool:
 
 
 def _read(operands: Operands) -> Operands:
-    """Tensors in place of variables."""
-    return Operands(*(a if a is None or type(a) is EagerTensor else tf.convert_to_tensor(a) for a in operands))
+    """Tensors in place of variables, and of a mask whose lengths a graph cannot tell from x's one of x's shape."""
+    read = Operands(*(a if a is None or type(a) is EagerTensor else tf.convert_to_tensor(a) for a in operands))
+    x, mask = read.x, read.mask
+    if mask is None or all(
+        n in (1, m) and n is not None for n, m in zip(mask.shape[::-1], x.shape[::-1], strict=False)
+    ):
+        return read
+    return read._replace(mask=tf.ensure_shape(tf.broadcast_to(mask, tf.shape(x)), x.shape))
 
 
 def _on_host(x: Array) -> bool:

@@ -22,6 +22,9 @@ from normkit.core.plan import Plan, Shape
 
 _FLOATING = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
+#: Of whose tensors torch's own operations make what the core wants; jagged ones have an axis of many lengths.
+_LAYOUTS = frozenset((torch.strided, torch.jagged))
+
 #: What torch's autocast computes and returns in float32 on a GPU.
 _AUTOCAST_TO_FLOAT32 = frozenset({"layer_norm", "rms_norm", "group_norm"})
 
@@ -66,6 +69,10 @@ class TorchBackend(ArrayBackend):
         # Those that torch.compile would find missing once, and compile again.
         self._dtype_names |= {dtype: str(dtype).rpartition(".")[2] for dtype in (*_FLOATING, torch.bool)}
 
+    def dtype(self, x: Array) -> str:
+        name = super().dtype(x)
+        return f"{name} in layout {x.layout}" if x.layout not in _LAYOUTS else name
+
     def device(self, x: Array) -> torch.device:
         return x.device
 
@@ -73,7 +80,9 @@ class TorchBackend(ArrayBackend):
         for a in operands[1:5]:
             if a is None:
                 continue
-            if not isinstance(a, torch.Tensor) or a.shape != shape or a.dtype not in _FLOATING or a.device != device:
+            if not isinstance(a, torch.Tensor) or a.layout is not torch.strided or a.dtype not in _FLOATING:
+                return False
+            if a.shape != shape or a.device != device:
                 return False
         return True
 
