@@ -280,3 +280,41 @@ def test_on_several_devices_it_is_the_formula(axis_type, context, call):
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+SHARED = """
+import jax, numpy as np, normkit as nk
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+mesh = jax.make_mesh((2,), ("i",), axis_types=(AxisType.Explicit,))
+numbers = np.random.default_rng(0).standard_normal((5, 4)).astype("f4")
+x = np.random.default_rng(1).standard_normal((8, 4, 6)).astype("f4")
+x[:, 1] = 7  # a constant channel
+of = {
+    "layer_norm": lambda x, w, b, m, v: nk.layer_norm(x, w, b, axis=1),
+    "instance_norm": lambda x, w, b, m, v: nk.instance_norm(x, w, b),
+    "batch_norm": lambda x, w, b, m, v: nk.batch_norm(x, m, v, w, b),
+    "batch_norm_train": lambda x, w, b, m, v: nk.batch_norm_train(x, w, b)[0],
+    "masked": lambda x, w, b, m, v: nk.batch_norm_train(x, w, b, mask=x > -1)[0],
+}
+for layer, function in of.items():
+    step = jax.value_and_grad(lambda *arrays: (function(*arrays) ** 3).sum(), range(5))
+    given = [jax.numpy.asarray(a) for a in (x, *numbers[:3], numbers[3] ** 2)]
+    wanted = step(*given)
+    for spec in (P("i"), P(None, "i"), P(None, None, "i")):
+        with jax.set_mesh(mesh):
+            there = [jax.device_put(a, NamedSharding(mesh, spec if a.ndim > 1 else P())) for a in given]
+            for found in (step(*there), jax.jit(step)(*there)):
+                assert found[1][0].sharding.is_equivalent_to(there[0].sharding, 3), (layer, spec)
+                for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
+                    np.testing.assert_allclose(a, b, rtol=3e-5, atol=2e-4, err_msg=layer)
+"""
+
+
+def test_any_axis_of_an_explicit_mesh():
+    """What each array is shared by is part of its type: no slice of one value, and gradients where their arrays are."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHARED],
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]

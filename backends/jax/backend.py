@@ -73,7 +73,13 @@ def _forward(plan, mode, operands, save=True):
 
 def _backward(plan, mode, saved, cotangents):
     found = _vjp(plan, mode, saved, cotangents[0])
-    return (Operands(found.x, found.weight, found.bias, found.mean, found.var, None),)
+    gradients = Operands(found.x, found.weight, found.bias, found.mean, found.var, None)
+    return (jax.tree.map(_placed, gradients, saved[0]._replace(mask=None)),)
+
+
+def _placed(gradient: Array, of: Array) -> Array:
+    """The gradient on the devices of what it is of, where that is part of its type."""
+    return jax.sharding.reshard(gradient, jax.typeof(of).sharding) if fused.explicit() else gradient
 
 
 def _vjp(plan, mode, saved, dy) -> Gradients:

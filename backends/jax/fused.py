@@ -17,7 +17,7 @@ from normkit.backends.kernels import programs
 from normkit.backends.kernels.programs import GRADIENTS, OPERANDS, SLOTS, TARGET, the_route, turned
 from normkit.backends.protocol import FLOATING
 from normkit.core import normalize
-from normkit.core.moments import Habits, Moments, Plain, Rescued
+from normkit.core.moments import Habits, Moments, Plain, Rescued, first_of
 from normkit.core.normalize import Gradients, Operands
 from normkit.core.plan import Plan
 
@@ -36,8 +36,18 @@ def reduced(xp: Any, values: Array, dtype: Any) -> Array:
     return jax.lax.reduce_precision(values, kind.nexp, kind.nmant)
 
 
+def explicit() -> bool:
+    """Whether arrays have shardings as part of their types, as on the meshes that jax.make_mesh makes."""
+    return jax.sharding.AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types
+
+
+def one_of(values: Array, axes: tuple[int, ...]) -> Array:
+    """Of an axis that several devices share, JAX has no slice that one has."""
+    return jnp.max(values, axis=axes, keepdims=True) if explicit() else first_of(values, axes)
+
+
 #: XLA's reductions are trees: float32 suffices.
-HABITS = Habits(rescue=rescue_by_cond, rounded=reduced)
+HABITS = Habits(rescue=rescue_by_cond, rounded=reduced, one_of=one_of)
 
 
 def forward(plan: Plan, operands: Operands, *, save: bool) -> tuple[Array, Moments]:

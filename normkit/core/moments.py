@@ -46,6 +46,11 @@ def unchanged(values: Array, axes: tuple[int, ...]) -> Array:
     return values
 
 
+def first_of(values: Array, axes: tuple[int, ...]) -> Array:
+    """The first of each set."""
+    return values[tuple(slice(0, 1) if a in axes else slice(None) for a in range(values.ndim))]
+
+
 class Habits(NamedTuple):
     """How the core computes with a library: what it must do, and what it may skip."""
 
@@ -76,6 +81,8 @@ class Habits(NamedTuple):
     stored: Callable[[Array, tuple[int, ...]], Array] = unchanged
     #: And its mean, where it is another from element to element.
     stored_mean: Callable[[Array, tuple[int, ...]], Array] = unchanged
+    #: One of the values of each set, whichever.
+    one_of: Callable[[Array, tuple[int, ...]], Array] = first_of
 
 
 class Moments(NamedTuple):
@@ -257,7 +264,8 @@ def moments(
         height = xp.abs(mean)
         constant = (spread < height * limits.noise) & (height > limits.faint)
         factor = xp.where(constant, xp.zeros_like(rstd), rstd)
-        residue = xp.where(constant, _any_of(xp, plan, mask, shifted), residue)
+        one = habits.one_of(shifted, plan.axes) if mask is None else _valid_of(xp, plan, mask, shifted)
+        residue = xp.where(constant, one, residue)
         var = xp.where(constant, xp.zeros_like(var), var)
     return d, habits.stored(factor, plan.axes), Moments(mean, residue, var, rstd, count)
 
@@ -278,7 +286,7 @@ def _in_one_pass(xp, plan: Plan, x: Array, habits: Habits, count: Array | int) -
 
     d, shifted, mean, residue = x, x, None, None
     if plan.center:
-        mean = _any_of(xp, plan, None, x)
+        mean = habits.one_of(x, plan.axes)
         shifted = x - mean
     s = xp.astype(shifted, xp.float64)
     if plan.center:
@@ -354,12 +362,10 @@ def masked(xp, mask: Array | None, values: Array) -> Array:
     return values if mask is None else xp.where(mask, values, xp.zeros_like(values))
 
 
-def _any_of(xp, plan: Plan, mask: Array | None, values: Array) -> Array:
-    """One of the values of each reduced set, for sets in which all are the same."""
-    if mask is not None:
-        values = xp.where(mask, values, xp.full_like(values, -float("inf")))
-        return xp.max(values, axis=plan.axes, keepdims=True)
-    return values[tuple(slice(0, 1) if a in plan.axes else slice(None) for a in range(len(plan.view)))]
+def _valid_of(xp, plan: Plan, mask: Array, values: Array) -> Array:
+    """One of the valid values of each reduced set, for sets in which all are the same."""
+    values = xp.where(mask, values, xp.full_like(values, -float("inf")))
+    return xp.max(values, axis=plan.axes, keepdims=True)
 
 
 def _root(xp, spread: Array, eps: float) -> Array:
