@@ -64,6 +64,15 @@ def test_an_infinity_stays_in_its_set(library, layer, value):
     assert not np.isfinite(y[(-1,) * len(case.shape)])
 
 
+def test_a_mean_whose_sum_is_out_of_range(library):
+    """Where sums are in float64, they are divided before they are rounded."""
+    if library.name not in ("numpy", "strict", "torch", "tensorflow"):
+        pytest.skip(f"{library.name} has no float64 to sum in")
+    values = (np.random.default_rng(0).standard_normal((1 << 13, 3)) * 1e34 + 1e35).astype("f4")
+    y = nk.batch_norm_train(library.array(values, "float32"), axis=1)[0]
+    assert_close(library, y, oracle.batch_norm_train(values, axis=1)[0], library.kind(y), "forward")
+
+
 @pytest.mark.grid(cases=cases.SITES[1].values())
 def test_strides_do_not_matter(library, case):
     values = inputs.operands(case, inputs.BY_NAME["offset 1e2"], "float32")

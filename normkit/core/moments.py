@@ -136,22 +136,28 @@ def accumulation_dtype(xp, dtype):
     return xp.float64 if dtype == xp.float64 else xp.float32
 
 
-def total(xp, x: Array, axes: tuple[int, ...], habits: Habits) -> Array:
-    """The sum over ``axes``, kept at length 1, rounded once where it is taken in float64."""
+def total(xp, x: Array, axes: tuple[int, ...], habits: Habits, over: Array | int = 1) -> Array:
+    """The sum over ``axes``, kept at length 1, by ``over``; rounded once, after that, where it is taken in float64."""
     if not axes:
-        return x
+        return _by(x, over)
     if habits.longest:
-        return _in_stages(xp, x, axes, habits)
+        return _by(_in_stages(xp, x, axes, habits), over)
     if not habits.wide or x.dtype == xp.float64 or habits.short(x, axes):
-        return _sum(xp, x, axes, habits)
+        return _by(_sum(xp, x, axes, habits), over)
     if stages := habits.stages(x, axes):
         shape, first, second = stages
         found = xp.sum(xp.sum(xp.reshape(x, shape), axis=first, keepdims=True), axis=second)
-        return xp.reshape(found, _without(x, axes))
+        return _by(xp.reshape(found, _without(x, axes)), over)
     dtype = x.dtype
     if habits.staged and len(axes) > 1:
         x, axes = _sum(xp, x, axes[-1:], habits), axes[:-1]
-    return xp.astype(_sum(xp, x, axes, habits, xp.float64), dtype)
+    found = _sum(xp, x, axes, habits, xp.float64)
+    return xp.astype(_by(found, over if is_number(over) else xp.astype(over, xp.float64)), dtype)
+
+
+def _by(values: Array, over: Array | int) -> Array:
+    """The quotient, which costs nothing where it is by one."""
+    return values if type(over) is int and over == 1 else values / over
 
 
 def _sum(xp, x: Array, axes: tuple[int, ...], habits: Habits, dtype: Any = None) -> Array:
@@ -212,7 +218,7 @@ def moments(
     """
 
     def average(values):
-        return total(xp, values, plan.axes, habits) / divisor
+        return total(xp, values, plan.axes, habits, divisor)
 
     if mask is not None:
         valid = xp.where(mask, xp.ones_like(x), xp.zeros_like(x))
