@@ -23,7 +23,11 @@ LEGEND = (
     "their time over normkit's."
 )
 SWEEP_LEGEND = "× copy: the time over that of copying x into memory that is there; forward moves 2 tensors, backward 3."
-EFFECTS_LEGEND = "excess: what a pair takes over the sum of its parts. × copy: over a copy into memory that is there."
+EFFECTS_LEGEND = (
+    "excess: what a pair takes over the sum of its parts, the median of rounds; below 0 where each finds the other's "
+    "data in the caches. × copy: over a copy into memory that is there."
+)
+NOTHING = "Nothing was timed: no workload fits these options in these libraries."
 
 
 def show(console: Console, report: Report) -> None:
@@ -33,7 +37,7 @@ def show(console: Console, report: Report) -> None:
         console.print(table)
         console.print()
     if not report.rows:
-        console.print("Nothing was timed: no workload fits these options in these libraries.")
+        console.print(NOTHING)
     if not report.complete:
         console.print("The run was cut off: what it had not come to is not here.")
     for line in [*_legends(report), *_reasons(report)]:

@@ -296,7 +296,7 @@ def scripted():
 
 
 BAD = {
-    "no norm": (lambda: nn.Linear(2, 2), ValueError, "found no norm layer in Linear, which has 1 layers"),
+    "no norm": (lambda: nn.Linear(2, 2), ValueError, "found no norm layer in Linear, which has 1 layer, with itself"),
     "no model": (lambda: 3, TypeError, "a keras.Layer or a flax.nnx.Module; received int 3"),
     "compiled": (lambda: torch.compile(net(), backend="eager"), ValueError, "this OptimizedModule is compiled already"),
     "compiled in place": (compiled_in_place, ValueError, "this Net is compiled already"),

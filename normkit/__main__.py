@@ -15,6 +15,11 @@ def main() -> int:
         install = 'python -m pip install "normkit[check]"'
         print(f"normkit: the command needs {' and '.join(missing)}: {install}", file=sys.stderr)
         return 2
+    try:
+        from normkit.backends import kernels  # noqa: F401  what the environment asks of them may be wrong
+    except (ValueError, ImportError) as error:
+        print(f"normkit: {error}", file=sys.stderr)
+        return 2
     from normkit import cli
 
     return cli.run()

@@ -36,7 +36,8 @@ def replace(model: Any) -> Report:
     verdicts = [(layer, names, models.verdict(layer)) for layer, names in named(models, model)]
     norms = [(layer, names, verdict) for layer, names, verdict in verdicts if verdict is not None]
     if not norms:
-        raise ValueError(f"replace found no norm layer in {type(model).__name__}, which has {len(verdicts)} layers.")
+        count = f"{len(verdicts)} layer{'s' * (len(verdicts) != 1)}, with itself"
+        raise ValueError(f"replace found no norm layer in {type(model).__name__}, which has {count}.")
     changed, left = [], []
     for layer, names, verdict in norms:
         kind = kind_of(original_of(layer) or type(layer))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,8 +59,14 @@ def _umask() -> int:
     return mask
 
 
+#: Columns that tables are given where none are told of, as in a pipe; and that they need not to cut numbers.
+WIDE, NARROW = 120, 80
+
+
 def console(color: str) -> Console:
     """Standard output: colours on a terminal or where FORCE_COLOR asks for them; the option overrides all."""
+    told = os.environ.get("COLUMNS", "").isdigit() or sys.stdout.isatty()
+    width = max(Console().width, NARROW) if told else WIDE
     if color == "always":
-        return Console(force_terminal=True, color_system="standard", no_color=False, highlight=False)
-    return Console(color_system=None if color == "never" else "auto", highlight=False)
+        return Console(width=width, force_terminal=True, color_system="standard", no_color=False, highlight=False)
+    return Console(width=width, color_system=None if color == "never" else "auto", highlight=False)

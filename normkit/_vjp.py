@@ -32,7 +32,7 @@ def vjp(fn: Callable, *args: Any, **kwargs: Any) -> tuple[Any, Callable[[Array],
     Returns
     -------
     y : what ``fn(*args, **kwargs)`` returns
-    pullback : ``pullback(dy)``, with dy of y's shape and dtype, returns a tuple with one gradient for each array
+    pullback : ``pullback(dy)``, with dy of y's shape, floating-point, returns a tuple with one gradient for each array
         argument that was given, in the order of fn's signature (a mask has none)
 
     Raises

@@ -25,7 +25,9 @@ from normkit.study.command import study
 #: Ways to run a function; "compiled" stands for all but the first.
 MODES = ("eager", "compiled", *(m for library in LIBRARIES.values() for m in (*library.modes, *library.batch_modes)))
 
-_backends = click.option("--backend", "names", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
+_backends = click.option(
+    "--backend", "names", multiple=True, metavar="NAME", help=f"One of {', '.join(LIBRARIES)}; may be repeated."
+)
 
 
 def run(args: list[str] | None = None) -> int:
@@ -43,6 +45,10 @@ def run(args: list[str] | None = None) -> int:
         where = context.command_path if context else "normkit"
         print(f"{where}: {' '.join(error.format_message().split())}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        # Of standard output, such as a full disk: files that options name are refused before.
+        print(f"normkit: {error.strerror or error}", file=sys.stderr)
+        return 2
     except click.Abort:
         print("normkit: interrupted", file=sys.stderr)
         return 130
@@ -93,6 +99,8 @@ def check(
     with _refusals():
         if factor is not None:
             raise ValueError("--factor is for --compare.")
+        if no_speed and html is None:
+            raise ValueError("--no-speed is for --html.")
         if html is not None:
             if path is not None and Path(html).resolve() == Path(path).resolve():
                 raise ValueError(f"--html and --json want two files; received {html!r} for both.")
@@ -152,6 +160,8 @@ def bench(path: str | None, color: str, plot: str | None, markdown: bool, load: 
             _bench.check_plot(plot, kind)
         if report is None:
             report = _bench.run(**options, kind=kind, save=write, console=_bars())
+        if load is None and not report.rows:
+            raise ValueError(table.NOTHING)
         if markdown:
             print(_bench.markdown(report))
         else:

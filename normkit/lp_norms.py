@@ -180,7 +180,7 @@ def normalize(
     ====  ==============================  ======================  ==========================  ========================
     p     p = 2.0, any                    ops.normalize: order    2                           p = 2, or 1
     axis  dim = 1                         axis = -1               axis                        axis = -1
-    eps   eps = 1e-12                     epsilon = 1e-12         sqrt(epsilon) = 1e-6        0
+    eps   eps = 1e-12                     epsilon = 1e-7          sqrt(epsilon) = 1e-6        0
     ====  ==============================  ======================  ==========================  ========================
 
     keras.layers.UnitNormalization is p = 2. flax adds its epsilon to the square, chainer to the norm.

@@ -39,7 +39,7 @@ _pull_back: Any = _kernels.pull_back if built else None
 negative: Callable[[Array], bool | None] = _kernels.negative if built else lambda x: None
 
 MODES = ("0", "1", "require")
-mode = os.environ.get("NORMKIT_KERNELS", "1")
+mode = os.environ.get("NORMKIT_KERNELS") or "1"
 if mode not in MODES:
     raise ValueError(f"NORMKIT_KERNELS must be 0, 1 or require; received {mode!r}.")
 

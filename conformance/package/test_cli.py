@@ -2,6 +2,8 @@
 
 import html
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -277,3 +279,43 @@ def test_rows_take_the_worst_of_normkit_and_of_native():
     assert row.difference[0] == "const-mean-rounding"
     assert row.passed
     assert row.native_off
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"NORMKIT_KERNELS": "foo"}, "NORMKIT_KERNELS must be 0, 1 or require; received 'foo'."),
+        pytest.param(
+            {"NORMKIT_ISA": "foo"}, "This processor cannot run the kernels for NORMKIT_ISA=foo.",
+            marks=pytest.mark.skipif(not kernels.built, reason="no kernels are built"),
+        ),
+    ],
+)  # fmt: skip
+def test_an_environment_that_makes_no_sense(variables, words, tmp_path):
+    done = normkit_command("info", cwd=tmp_path, **variables)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"normkit: {words}\n")
+
+
+def test_a_mode_of_the_kernels_that_is_empty_is_none(tmp_path):
+    assert "NORMKIT_KERNELS=1" in normkit_command("info", cwd=tmp_path, NORMKIT_KERNELS="").stdout.replace("\n", " ")
+
+
+def test_no_number_is_cut(tmp_path):
+    """A narrow terminal wraps lines; into a pipe tables are wide."""
+    call = "check", "--quick", "--backend", "numpy"
+    narrow, usual, piped = (normkit_command(*call, cwd=tmp_path, width=width).stdout for width in (40, 80, ""))
+    assert narrow == usual and "…" not in usual
+    assert max(map(len, piped.splitlines())) > 80 and "apart   native’s worst" in piped
+
+
+def test_a_disk_that_is_full():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-P", "-m", "normkit", "--help"], stdout=full, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (2, b"normkit: No space left on device\n")
+
+
+def test_a_mode_that_the_library_has_not_is_a_wrong_call(tmp_path):
+    args = "bench", "--quick", "--backend", "numpy", "--mode", "jax.jit", "--workload", "LN 8x768"
+    done = normkit_command(*args, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Nothing was timed: no workload fits these options in these libraries." in done.stderr

@@ -212,11 +212,12 @@ def test_what_was_not_measured_has_no_section():
         (["--html", "."], "--html wants a file to write to; received '.', which is none."),
         (["--html", "a", "--json", "./a"], "--html and --json want two files; received 'a' for both."),
         (["--factor", "3"], "--factor is for --compare."),
+        (["--no-speed"], "--no-speed is for --html."),
         (["--compare", "a.json", "b.json", "--quick"], "--compare measures nothing: beside it there may be --factor"),
         (["--compare", "a.json", "b.json"], "Cannot read 'a.json': No such file or directory."),
         (["--compare", "a.json"], "Option '--compare' requires 2 arguments."),
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_a_wrong_call_is_one_sentence_before_anything_is_measured(args, message, tmp_path):
     done = normkit_command("check", *args, cwd=tmp_path)
