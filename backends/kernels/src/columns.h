@@ -36,6 +36,9 @@ template <class T> struct Columns {
   i64 column(i64 slot) const { return at(slot / W) + slot % W; }
   bool fresh(i64 slot) const { return column(slot) == slot || column(slot) >= (vectors - 1) * W; }
   i64 channel(i64 slot) const { return fold == 1 ? column(slot) : column(slot) % channels; }
+  // Whether each channel is a single column, and all rows are whole; then where it is.
+  bool even() const { return fold == 1 && rest == 0 && rows; }
+  i64 slot(i64 channel) const { return channel < (vectors - 1) * W ? channel : channel + slots - width; }
   // Whether each set is a single column.
   bool alone() const { return a.channels == 1 && fold == 1 && rows; }
   // Whether loads from several rows in turn hide from the processor what comes next in memory: where x may be out of the core's
@@ -297,6 +300,25 @@ template <class T> bool columns_forward(const Args &a) {
         f.mean[k] = m.mean, f.scale[k] = m.scale(get(w + c)), f.shift[k] = m.shift(get(w + c), get(b + c));
         if (job.fresh(k)) extreme[o * C + c] = m.exact, save(a, o * C + c, m);
       }
+      return;
+    }
+    if (job.even()) {  // channels have equally many values: divisions, a merge's, are of groups alone
+      const double share = 1 / n, of_group = 1 / double(a.channels);
+      for (i64 g = 0; g < a.groups; ++g) {
+        const i64 first = g * a.channels, end = first + a.channels;
+        const double origin = double(get(x + first));
+        double mean = 0, m2 = 0;
+        for (i64 c = first; c < end; ++c) {
+          const i64 k = job.slot(c);
+          spread[c].mean = (double(pivot[k]) - origin) + ds[k] * share;
+          mean += spread[c].mean, m2 += dq[k] - ds[k] * ds[k] * share;
+        }
+        mean *= of_group;
+        double between = 0;
+        for (i64 c = first; c < end; ++c) between += (spread[c].mean - mean) * (spread[c].mean - mean);
+        settle_set(o, g, Spread{n * double(a.channels), mean, (m2 < 0 ? 0 : m2) + between * n}, get(x + first));
+      }
+      finish_table(part, o);
       return;
     }
     for (i64 c = 0; c < C; ++c) spread[c] = Spread{};
