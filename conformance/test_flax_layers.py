@@ -331,3 +331,12 @@ def test_nothing_that_flax_computes_with_is_called(monkeypatch):
         ours(numbers(*site.shape))
         with pytest.raises(AssertionError, match="Flax computes"):
             theirs(numbers(*site.shape))
+
+
+@pytest.mark.parametrize("kind", ["LayerNorm", "RMSNorm", "BatchNorm", "GroupNorm"])
+def test_arrays_that_do_not_fit(kind):
+    layer = getattr(nf, kind)(4, rngs=nnx.Rngs(0), **({"num_groups": 2} if kind == "GroupNorm" else {}))
+    with pytest.raises(ValueError, match=r"^weight must have shape \(6,\); received shape \(4,\)\.$"):
+        layer(jnp.ones((2, 6)))
+    with pytest.raises(ValueError, match=r"^x must have at least one axis; received an array of shape \(\)\.$"):
+        layer(jnp.ones(()))

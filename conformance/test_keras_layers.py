@@ -258,6 +258,13 @@ def test_any_axes_on_any_backend(case):
     close(layer(x), reference * array(scale.value).reshape(view), "forward")
 
 
+def _built(kind):
+    """For inputs of length 4."""
+    layer = kind()
+    layer.build((2, 4))
+    return layer
+
+
 REFUSED = {
     "renorm": (lambda: nk.BatchNormalization(renorm=True), "takes no renorm=True: use keras.layers"),
     "rms_scaling": (lambda: nk.LayerNormalization(rms_scaling=True), "takes no rms_scaling=True"),
@@ -266,6 +273,8 @@ REFUSED = {
     "axis": (lambda: nk.LayerNormalization(axis=5)(numbers(2, 3)), "out of range"),
     "instance": (lambda: nk.InstanceNormalization()(numbers(2, 6)), "at least one axis more; received inputs of shape"),
     "mask": (lambda: nk.BatchNormalization()(numbers(4, 6), training=True, mask=np.ones((4, 6, 2), bool)), "broadcast"),
+    "length": (lambda: _built(nk.LayerNormalization)(numbers(2, 6)), r"weight must have shape \(6,\); received .*\(4,"),
+    "length, RMS": (lambda: _built(nk.RMSNormalization)(numbers(2, 6)), r"weight must have shape \(6,\); received"),
     "rank": (lambda: Site(BN, (9, 6)).pair()[0](numbers(2, 3, 6)), "expected ndim=2"),
 }
 if BACKEND == "tensorflow":

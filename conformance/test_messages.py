@@ -252,6 +252,9 @@ FUNCTIONS = {
         lambda a: nk.vjp(nk.layer_norm, a.x)[1](a.weight),
         ValueError, r"dy must have shape \(2, 4, 3\); received shape \(4,\)\.",
     ),
+    "a list's gradient": (
+        lambda a: nk.vjp([], a.x), TypeError, r"fn must be one of layer_norm, [a-z_, ]+; received \[\]\.",
+    ),
     "another function's gradient": (
         lambda a: nk.vjp(len, a.x),
         TypeError,

@@ -44,9 +44,10 @@ def vjp(fn: Callable, *args: Any, **kwargs: Any) -> tuple[Any, Callable[[Array],
     """
     if isinstance(fn, functools.partial):
         return vjp(fn.func, *fn.args, *args, **{**fn.keywords, **kwargs})
-    if fn in COMPOSED:
+    known = callable(fn)  # what is not need not have a hash
+    if known and fn in COMPOSED:
         return COMPOSED[fn](*args, **kwargs)
-    binder = BINDERS.get(fn)
+    binder = BINDERS.get(fn) if known else None
     if binder is None:
         names = ", ".join(f.__name__ for f in (*BINDERS, *COMPOSED) if f.__name__ != "renormalized")
         raise TypeError(f"fn must be one of {names}; received {fn!r}.")

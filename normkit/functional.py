@@ -360,6 +360,8 @@ def batch_norm_train(
 
     Notes
     -----
+    A variance beyond 2**126 (in float64 2**1022) is returned as that: n / (n - 1) times it is finite then.
+
     An empty batch gives an empty y and a count of 0. One valid element of a channel is refused where the mask is in
     host memory; elsewhere (traced, or on a device that would have to be waited for) "raise" is as "zero".
 

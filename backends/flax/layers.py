@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -145,7 +146,8 @@ def _over(
         y = _called(fn, mask, _wide(x), axis=axes, eps=layer.epsilon)
         return _affine(y, features, scale, bias).astype(x.dtype)
     lengths = tuple(x.shape[a] for a in axes)
-    params = (None if p is None else p.reshape(lengths) for p in (scale, bias))
+    # One of another size goes on as it is: the function says what is wrong with it.
+    params = (p if p is None or p.size != math.prod(lengths) else p.reshape(lengths) for p in (scale, bias))
     return _called(fn, mask, x, *params, axis=axes, eps=layer.epsilon)
 
 
@@ -195,6 +197,8 @@ def _affine(y: Array, features: Axes, scale: Array | None, bias: Array | None) -
 
 def _axes(axes: Any, rank: int) -> Axes:
     """Axes counted from the front, ascending."""
+    if not rank:
+        raise ValueError("x must have at least one axis; received an array of shape ().")
     return tuple(sorted({a % rank for a in ((axes,) if isinstance(axes, int) else axes)}))
 
 
