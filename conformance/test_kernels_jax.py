@@ -310,7 +310,7 @@ for layer, function in of.items():
 """
 
 
-def test_any_axis_of_an_explicit_mesh():
+def test_any_axis_that_several_devices_share():
     """What each array is shared by is part of its type: no slice of one value, and gradients where their arrays are."""
     done = subprocess.run(
         [sys.executable, "-c", SHARED],
