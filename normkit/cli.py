@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -46,8 +47,10 @@ def run(args: list[str] | None = None) -> int:
         print(f"{where}: {' '.join(error.format_message().split())}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        # Of standard output, such as a full disk: files that options name are refused before.
-        print(f"normkit: {error.strerror or error}", file=sys.stderr)
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"normkit: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where what is left goes at the end
         return 2
     except click.Abort:
         print("normkit: interrupted", file=sys.stderr)

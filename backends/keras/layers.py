@@ -134,8 +134,9 @@ def shaped(param: Array | None, axes: list[int], x: Array) -> Array | None:
     """A parameter with its axes in x's order: Keras has those of negative numbers first."""
     lengths = tuple(x.shape[a] for a in sorted(a % len(x.shape) for a in axes))
     # One of another size goes on as it is: the function says what is wrong with it.
-    fits = param is not None and math.prod(param.shape) == math.prod(n or 0 for n in lengths)
-    return ops.reshape(param, lengths) if fits and tuple(param.shape) != lengths else param
+    if param is None or tuple(param.shape) == lengths or math.prod(param.shape) != math.prod(n or 0 for n in lengths):
+        return param
+    return ops.reshape(param, lengths)
 
 
 def signed_as(original: type, **more: Any) -> Callable:

@@ -217,8 +217,11 @@ def moments(
         ``moments.rstd`` but for constant sets.
     """
 
+    def quotient(values, over):
+        return total(xp, values, plan.axes, habits, over)
+
     def average(values):
-        return total(xp, values, plan.axes, habits, divisor)
+        return quotient(values, divisor)
 
     if mask is not None:
         valid = xp.where(mask, xp.ones_like(x), xp.zeros_like(x))
@@ -241,7 +244,7 @@ def moments(
     def square_of(values):
         if plan.power is None:
             return average(values * values)
-        return powers.square(xp, plan, values, lambda a: total(xp, a, plan.axes, habits), divisor)
+        return powers.square(xp, plan, values, quotient, divisor)
 
     def padded(square, eps):
         if plan.power is not None and plan.power.floor:

@@ -9,20 +9,22 @@ from typing import Any
 from .plan import Plan
 
 Array = Any
-#: Of values, over the reduced axes, which stay at length 1.
+#: The sum of values, over the reduced axes, which stay at length 1.
 Reduce = Callable[[Array], Array]
+#: The same, by a count.
+Quotient = Callable[[Array, Array | int], Array]
 
 
-def square(xp, plan: Plan, values: Array, summed: Reduce, divisor: Array | int) -> Array:
+def square(xp, plan: Plan, values: Array, quotient: Quotient, divisor: Array | int) -> Array:
     """The square of the norm of values that are zero where they do not count."""
     assert plan.power is not None
     p, _, total, _, factor = plan.power
     n = 1 if total else divisor
     if p == 2:
-        found = summed(values * values) / n
+        found = quotient(values * values, n)
     else:
         size = xp.abs(values)
-        norm = summed(size) / n if p == 1 else xp.max(size, axis=plan.axes, keepdims=True)
+        norm = quotient(size, n) if p == 1 else xp.max(size, axis=plan.axes, keepdims=True)
         found = norm * norm
     return found if factor == 1 else found * factor**2
 
