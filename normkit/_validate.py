@@ -23,9 +23,14 @@ def array(name: str, x: Any) -> tuple[Backend, Shape]:
     if backend.dtype(x) not in FLOATING:
         _floating(backend, name, x)
     shape = backend.shape(x)
-    if not shape:
-        raise ValueError(f"{name} must have at least one axis; received an array of shape ().")
+    an_axis(name, len(shape))
     return backend, shape
+
+
+def an_axis(name: str, rank: int) -> None:
+    """There is one at least."""
+    if not rank:
+        raise ValueError(f"{name} must have at least one axis; received an array of shape ().")
 
 
 def companion(backend: Backend, x: Any, name: str, a: Any, shape: Shape, of: str = "x") -> None:

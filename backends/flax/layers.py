@@ -197,8 +197,7 @@ def _affine(y: Array, features: Axes, scale: Array | None, bias: Array | None) -
 
 def _axes(axes: Any, rank: int) -> Axes:
     """Axes counted from the front, ascending."""
-    if not rank:
-        raise ValueError("x must have at least one axis; received an array of shape ().")
+    check.an_axis("x", rank)
     return tuple(sorted({a % rank for a in ((axes,) if isinstance(axes, int) else axes)}))
 
 

@@ -274,7 +274,7 @@ def _call(caller: Caller, plan: Plan, given: dict[str, Array], results: Sequence
 
 def _by_xla(call: Call) -> Sequence[Array]:
     operations = _operations()
-    assert operations is not None, "program() was not asked"
+    assert operations is not None, "accelerates() was not asked"
     if call.one:
         return modules.call(operations.module, call.plan, call.text, call.given, call.results)
     return operations.custom_call(
