@@ -34,13 +34,14 @@ def style(name: str | None, cast: str | None, weight_offset: float | None) -> St
     if name is not None and (not isinstance(name, str) or name not in STYLES):
         raise ValueError(f"style must be one of {', '.join(STYLES)}; received {name!r}.")
     usual = Style() if name is None else STYLES[name]
-    given = Style(usual.cast if cast is None else cast, usual.weight_offset if weight_offset is None else weight_offset)
-    if name is not None and given != usual:
+    given: dict[str, Any] = {k: v for k, v in (("cast", cast), ("weight_offset", weight_offset)) if v is not None}
+    found = usual._replace(**given)
+    if name is not None and found != usual:
+        received = " and ".join(f"{k}={v!r}" for k, v in given.items())
         raise ValueError(
-            f"style {name!r} has cast={usual.cast!r} and weight_offset={usual.weight_offset}; received "
-            f"cast={given.cast!r} and weight_offset={given.weight_offset}."
+            f"style {name!r} has cast={usual.cast!r} and weight_offset={usual.weight_offset}; received {received}."
         )
-    return given
+    return found
 
 
 def lengths(name: str, value: Any) -> tuple[int, ...]:
