@@ -103,6 +103,11 @@ STEADY = {
 }
 
 
+def _options(layer, axis, eps):
+    own = {"group_norm": {"num_groups": 4}, "rms_norm": {"weight_offset": 0.0}}
+    return {"axis": axis, "eps": eps, **own.get(layer, {})}
+
+
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize(("offset", "spread"), LADDER)
 @pytest.mark.parametrize("call", STEADY)
@@ -110,16 +115,30 @@ def test_ladder(call, offset, spread, last):
     layer, shape, axis = STEADY[call]
     if last and axis != 1:
         pytest.skip("one memory layout")
-    options = {"axis": axis, "eps": 1e-5 if spread == 1 else 0.0}
-    if layer == "group_norm":
-        options["num_groups"] = 4
-    if layer == "rms_norm":
-        options["weight_offset"] = 0.0
+    options = _options(layer, axis, 1e-5 if spread == 1 else 0.0)
     rng = np.random.default_rng(3)
     plan, arrays = make(layer, shape, options, rng, np.dtype("f4"), spread=spread, offset=offset, last=last)
     judge(layer, plan, arrays, options, "float32", gradient=False)
     if spread == 1:
         judge(layer, plan, arrays, options, "float32", gradient=offset <= 1e4)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "spread", "slope"), [("float32", 2.5e38, 1e30), ("bfloat16", 2.5e38, 1e30), ("float64", 1.3e308, 1e300)]
+)
+@pytest.mark.parametrize("call", STEADY)
+def test_sets_as_wide_as_the_dtype(call, dtype, spread, slope, last):
+    """A difference from the mean may be larger than any number of the dtype, in both directions."""
+    layer, shape, axis = STEADY[call]
+    if last and axis != 1:
+        pytest.skip("one memory layout")
+    options = _options(layer, axis, 1e-5)
+    plan, arrays = make(layer, shape, options, np.random.default_rng(5), dtype_of(dtype), last=last)
+    x, dy = (arrays[name].copy("K") for name in ("x", "dy"))
+    x[...] = np.where(x > 1, -spread, spread)
+    dy *= x.dtype.type(slope)
+    judge(layer, plan, dict(arrays, x=x, dy=dy), options, dtype)
 
 
 @pytest.mark.parametrize("call", STEADY)

@@ -15,8 +15,8 @@ from normkit.core.plan import Plan, Shape
 
 
 def rescue_quietly(plain: Plain, rescued: Rescued) -> tuple[Array, ...]:
-    """Squares that overflow are formed anew, so that NumPy need not warn of them."""
-    with np.errstate(over="ignore"):
+    """Sums and squares that overflow are formed anew, so that NumPy need not warn of them."""
+    with np.errstate(over="ignore", invalid="ignore"):
         right, result = plain()
     return result if right else rescued()
 
@@ -26,7 +26,7 @@ class NumpyBackend(ArrayBackend):
 
     name = "numpy"
     at_once = staticmethod(kernels.at_once)
-    habits = Habits(wide=True, rescue=rescue_quietly)
+    habits = Habits(wide=True, rescue=rescue_quietly, hasty=True)
 
     def __init__(self) -> None:
         super().__init__(np)

@@ -237,7 +237,9 @@ def _habits(plan: Plan, x: Array) -> Habits:
         if size is None or run is None or not graphs.compiles() or not (size <= SHORT_CALL or 1 < run <= SHORT_RUN):
             return GRAPH
         return SHORT._replace(lanes=LANES if LANES <= run <= LANES_RUN else 0)
-    return Habits(wide=not plan.trailing, rescue=rescue_if_needed if _on_host(x) else rescue_always)
+    if _on_host(x):
+        return Habits(wide=not plan.trailing, rescue=rescue_if_needed, hasty=True)
+    return Habits(wide=not plan.trailing)
 
 
 def _habits_of_gradients(plan: Plan) -> Habits:

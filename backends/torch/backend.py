@@ -16,7 +16,7 @@ from normkit.backends import kernels
 from normkit.backends.kernels import Applied
 from normkit.backends.protocol import Array, ArrayBackend
 from normkit.backends.torch import graphs, ops
-from normkit.core.moments import Habits, Moments, rescue_always, rescue_if_needed, there_and_back, unchanged
+from normkit.core.moments import Habits, Moments, rescue_if_needed, there_and_back, unchanged
 from normkit.core.normalize import PLAIN, BatchStats, Gradients, Operands, forward, returned_stats, vjp
 from normkit.core.plan import Plan, Shape
 
@@ -154,7 +154,9 @@ def _habits(plan: Plan, x: torch.Tensor) -> Habits:
         return Habits(rounded=rounded)
     # Sums are cascades along one axis or the last ones in memory, and one by one over some sets of others.
     wide = not (plan.trailing and x.is_contiguous())
-    return Habits(wide, staged=True, rescue=rescue_always if _traced(x) else rescue_if_needed, rounded=rounded)
+    if _traced(x):
+        return Habits(wide, staged=True, rounded=rounded)
+    return Habits(wide, staged=True, rescue=rescue_if_needed, hasty=True, rounded=rounded)
 
 
 def _rounded(_: Any, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

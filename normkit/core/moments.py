@@ -75,6 +75,8 @@ class Habits(NamedTuple):
     flat: bool = False
     #: How to choose between squares of ``d`` and squares of ``d`` times a power of two.
     rescue: Callable[[Plain, Rescued], tuple[Array, ...]] = rescue_always
+    #: Values can be looked at: x is summed as it is, and again in shares only where that sum left the dtype's range.
+    hasty: bool = False
     #: How to round to a narrower dtype, where a compiler leaves out a cast there and back.
     rounded: Callable[[Any, Array, Any], Array] = there_and_back
     #: How to have a set's factor stored, where a compiler computes it anew for each of the elements.
@@ -126,6 +128,9 @@ class _Range(NamedTuple):
 _FLOAT32 = _Range(2.0**110, 2.0**-90, 2.0**40, 2.0**-80, 2.0**-30, 2.0**70, 2.0**-38, 2.0**-24, 2.0**126)
 _FLOAT64 = _Range(2.0**950, 2.0**-850, 2.0**400, 2.0**-600, 2.0**-300, 2.0**500, 2.0**-90, 2.0**-430, 2.0**1022)
 
+
+#: What is summed of differences from the mean, where their sum may be large: less would lose differences of 1e-30.
+_PART = 2.0**-12
 
 #: At least so many sums stand side by side, for vector registers.
 LANES = 32
@@ -208,7 +213,8 @@ def moments(
     """Centre ``x`` (in the accumulation dtype, shaped ``plan.view``, zero where masked), and find its spread.
 
     ``d = x - m`` is exact where it matters, because ``m`` is near ``x``; its mean is the rounding error of ``m``, taken
-    out again. Where squares of ``d`` would overflow or vanish, they are formed of ``d`` times a power of two.
+    out again. Where squares of ``d`` would overflow or vanish, they are formed of ``d`` times a power of two. ``d``
+    itself must not overflow: of sets with |x - m| beyond the dtype's range only the kernels know the answer.
 
     Returns
     -------
@@ -231,15 +237,22 @@ def moments(
     divisor = at_least_one(xp, count)
     limits = _FLOAT64 if x.dtype == xp.float64 else _FLOAT32
 
-    d, mean, residue = x, None, None
-    if plan.center:
-        # XLA takes a sum times 1 / n from x, in some loops rounded and in others not: here x is multiplied instead.
-        mean = total(xp, x * (1 / divisor), plan.axes, habits) if habits.longest else average(x)
+    d = shifted = x
+    mean = residue = None
+
+    def centre(shares):
+        nonlocal d, shifted, mean, residue
+        mean = _mean_of_shares(xp, plan, x, habits, divisor) if shares else average(x)
         shifted = masked(xp, mask, x - mean)
-        residue = average(shifted)
+        part = _PART if shares and not _in_wide_range(xp, x, habits) else 1
+        residue = total(xp, shifted if part == 1 else shifted * part, plan.axes, habits, divisor * part)
         d = masked(xp, mask, shifted - residue)
 
-    values = x if plan.power is not None and not plan.power.centred else d
+    if plan.center and not habits.hasty:
+        centre(True)
+
+    def values():
+        return x if plan.power is not None and not plan.power.centred else d
 
     def square_of(values):
         if plan.power is None:
@@ -252,15 +265,19 @@ def moments(
         return square + eps
 
     def plain():
-        square = square_of(values)
+        if plan.center and habits.hasty:
+            centre(False)
+        square = square_of(values())
         right = square <= limits.largest
         if limits.needs_up(plan.eps):
             right = right & (square >= limits.smallest)
         return xp.all(right), (xp.sqrt(square), 1 / _root(xp, padded(square, plan.eps), plan.eps), square)
 
     def rescued():
-        scale, inverse, eps = _scale(xp, xp.max(xp.abs(values), axis=plan.axes, keepdims=True), limits, plan.eps)
-        square = square_of(values * scale)
+        if plan.center and habits.hasty and not bool(xp.all(xp.isfinite(mean) & xp.isfinite(residue))):
+            centre(True)
+        scale, inverse, eps = _scale(xp, xp.max(xp.abs(values()), axis=plan.axes, keepdims=True), limits, plan.eps)
+        square = square_of(values() * scale)
         root = _root(xp, padded(square, eps), plan.eps)
         down = xp.minimum(scale, xp.ones_like(scale))
         # Not divided twice by scale: XLA would divide by its square, which is zero.
@@ -277,6 +294,22 @@ def moments(
         residue = xp.where(constant, one, residue)
         var = xp.where(constant, xp.zeros_like(var), var)
     return d, habits.stored(factor, plan.axes), Moments(mean, residue, var, rstd, count)
+
+
+def _in_wide_range(xp, x: Array, habits: Habits) -> bool:
+    """Whether sums are taken in a dtype that holds all that x's dtype can be summed to."""
+    return habits.wide and not habits.staged and x.dtype == xp.float32
+
+
+def _mean_of_shares(xp, plan: Plan, x: Array, habits: Habits, divisor: Array | int) -> Array:
+    """The mean, of which no partial sum is larger than the largest value: a sum of x may leave the dtype's range."""
+    if _in_wide_range(xp, x, habits):
+        return total(xp, x, plan.axes, habits, divisor)
+    if habits.longest or type(divisor) is not int:
+        # XLA takes a sum times 1 / n from x, in some loops rounded and in others not: here x is multiplied instead.
+        return total(xp, x * (1 / divisor), plan.axes, habits)
+    share = 2.0 ** -(divisor - 1).bit_length()
+    return total(xp, x * share, plan.axes, habits, divisor * share)
 
 
 def _in_one_pass(xp, plan: Plan, x: Array, habits: Habits, count: Array | int) -> tuple[Array, Array, Moments]:

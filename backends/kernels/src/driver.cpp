@@ -49,27 +49,14 @@ void write(void *p, int type, int64_t i, double v) {
   }
 }
 
-// The set and the parameter of element i.
-void place(int kind, const Args &a, int64_t i, int64_t &set, int64_t &param) {
-  if (kind == CHANNELS) {
-    set = param = i / a.inner % a.channels;
-  } else if (kind == ROWS) {
-    param = i / a.inner % (a.groups * a.channels);
-    set = i / (a.inner * a.channels);
-  } else {
-    param = i % (a.groups * a.channels);
-    set = i / (a.groups * a.channels * a.inner) * a.groups + param / a.channels;
-  }
-}
-
-void one(std::mt19937 &random, const Table &table, int kind, int type, int64_t outer, int64_t groups, int64_t channels, int64_t inner) {
+void one(std::mt19937 &random, const Table &table, Kind kind, int type, int64_t outer, int64_t groups, int64_t channels, int64_t inner) {
   const auto pick = [&](int n) { return int(random() % unsigned(n)); };
   std::normal_distribution<double> normal;
   Args a{};
   a.outer = outer, a.groups = kind == CHANNELS ? 1 : groups, a.channels = channels, a.inner = inner;
   a.eps = 1e-3, a.center = kind != ROWS || pick(3), a.xtype = type, a.wtype = a.btype = pick(2) ? type : int(F32);
   a.offset = pick(4) ? 0 : 1;
-  const int64_t n = a.size(), params = a.groups * channels, sets = kind == CHANNELS ? channels : outer * a.groups;
+  const int64_t n = a.size(), params = a.groups * channels, sets = sets_of(kind, a);
   const int accumulate = type == F64 ? F64 : F32;
   const size_t shift = size_t(pick(5)) * size_t(pick(2) ? 1 : size_of(type));
   Memory x(size_t(n * size_of(type)), shift), dy(x.size, shift), y(x.size, shift), dx(x.size, shift);
@@ -152,7 +139,8 @@ void sweep(const Table &table, unsigned seed, int rounds) {
   const int64_t sizes[] = {1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65, 128};
   const auto size = [&] { return sizes[random() % (sizeof sizes / sizeof *sizes)]; };
   for (int round = 0; round < rounds; ++round) {
-    const int kind = int(random() % 3), type = int(random() % 4);
+    const Kind kind = Kind(random() % 3);
+    const int type = int(random() % 4);
     int64_t outer = size(), groups = size() % 9, channels = size(), inner = size();
     if (groups < 1) groups = 1;
     if (random() % 8 == 0) (random() % 2 ? inner : channels) = 4090 + int64_t(random() % 300), outer = outer % 4 + 1, groups = 1;
@@ -183,12 +171,12 @@ int main(int argc, char **argv) {
     for (unsigned k = 0; k < 3; ++k)
       callers.emplace_back([isa, k] {
         std::mt19937 random(k);
-        for (int i = 0; i < 5; ++i) one(random, *isa->table, int(k), F32, 20, 3, 40, 50);
+        for (int i = 0; i < 5; ++i) one(random, *isa->table, Kind(k), F32, 20, 3, 40, 50);
       });
     for (std::thread &caller : callers) caller.join();
     parallel(8, [](void *table, int64_t i) {  // calls from within a task
       std::mt19937 random(static_cast<unsigned>(i));
-      one(random, *static_cast<const Table *>(table), int(i % 3), F32, 20, 3, 40, 50);
+      one(random, *static_cast<const Table *>(table), Kind(i % 3), F32, 20, 3, 40, 50);
     }, const_cast<Table *>(isa->table));
     printf("%s: %d failures\n", isa->name, failures.load());
   }

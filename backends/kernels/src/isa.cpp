@@ -1,6 +1,7 @@
 // The table of kernels for the instruction set that this file is compiled for; it is compiled once for each.
 #include "channels_backward.h"
 #include "columns_backward.h"
+#include "extremes.h"
 
 #ifndef NORMKIT_TABLE
 #define NORMKIT_TABLE table_base
@@ -21,11 +22,13 @@ template <class T> bool may_stream(const Args &a, Kind kind) {
   return (run >= 1024 && !(along && kOddAndEven<T>)) || (kind == ROWS && aligned && run % W == 0);
 }
 
-template <Kind kind, template <class> class Call> bool typed(const Args &a) {
+template <Kind kind, bool backward, template <class> class Call> bool typed(const Args &a) {
   Args args = a;
   return with_type(a.xtype, [&](auto t) {
     using T = decltype(t);
     args.stream = may_stream<T>(args, kind);
+    if constexpr (backward)
+      if (too_wide<Acc<T>>(args, kind)) return backward_of_wide<T>(args, kind);
     return Call<T>::call(args);
   });
 }
@@ -46,8 +49,10 @@ NORMKIT_KERNEL(columns_backward)
 
 const Table &NORMKIT_TABLE() {
   static const Table table = {
-      {typed<ROWS, Call_rows_forward>, typed<CHANNELS, Call_channels_forward>, typed<COLUMNS, Call_columns_forward>},
-      {typed<ROWS, Call_rows_backward>, typed<CHANNELS, Call_channels_backward>, typed<COLUMNS, Call_columns_backward>},
+      {typed<ROWS, false, Call_rows_forward>, typed<CHANNELS, false, Call_channels_forward>,
+       typed<COLUMNS, false, Call_columns_forward>},
+      {typed<ROWS, true, Call_rows_backward>, typed<CHANNELS, true, Call_channels_backward>,
+       typed<COLUMNS, true, Call_columns_backward>},
   };
   return table;
 }

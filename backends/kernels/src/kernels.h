@@ -38,6 +38,21 @@ struct Args {
 
 enum Kind : int { ROWS = 0, CHANNELS = 1, COLUMNS = 2 };
 
+inline int64_t sets_of(Kind kind, const Args &a) { return kind == CHANNELS ? a.channels : a.outer * a.groups; }
+
+// The set and the parameter of element i.
+inline void place(Kind kind, const Args &a, int64_t i, int64_t &set, int64_t &param) {
+  if (kind == CHANNELS) {
+    set = param = i / a.inner % a.channels;
+  } else if (kind == ROWS) {
+    param = i / a.inner % (a.groups * a.channels);
+    set = i / (a.inner * a.channels);
+  } else {
+    param = i % (a.groups * a.channels);
+    set = i / (a.groups * a.channels * a.inner) * a.groups + param / a.channels;
+  }
+}
+
 // Return false where memory ran out.
 struct Table {
   bool (*forward[3])(const Args &);

@@ -204,6 +204,16 @@ template <class T> struct Set {
   }
 };
 
+// A sum that keeps what its roundings took.
+struct Compensated {
+  double sum = 0, lost = 0;
+  void add(double value) {
+    const double whole = value - lost, next = sum + whole;
+    lost = (next - sum) - whole;
+    sum = next;
+  }
+};
+
 // The moments where squares overflow or vanish: in double, and for double scaled by a power of two.
 struct Exact {
   double scale = 1, mean = 0, residue = 0, rscale = 1;
@@ -219,20 +229,21 @@ struct Exact {
       if (peak > 0x1p450) scale = 0x1p-600;
       else if (peak < 0x1p-400 && eps < 0x1p-936) scale = 0x1p500;
     }
-    double s = 0, q = 0;
+    const auto average = [&](const auto &f) {
+      Compensated all;
+      set.each([&](const T *x, i64) { all.add(f(get(x) * scale)); });
+      return all.sum / n;
+    };
     if (center) {
       const double first = get(set.data) * scale;
-      set.each([&](const T *x, i64) { s += get(x) * scale - first; });
-      mean = first + s / n;
-      s = 0;
-      set.each([&](const T *x, i64) { s += get(x) * scale - mean; });
-      residue = s / n;
+      mean = first + average([=](double x) { return x - first; });
+      residue = average([this](double x) { return x - mean; });
     }
-    set.each([&](const T *x, i64) {
-      const double d = (get(x) * scale - mean) - residue;
-      q += d * d;
+    const double var = average([this](double x) {
+      const double d = (x - mean) - residue;
+      return d * d;
     });
-    const double var = q / n, spread = var + eps * scale * scale;
+    const double spread = var + eps * scale * scale;
     rscale = 1 / sqrt(eps == 0 && !(spread > 0) ? 1 : spread);
     m.mean = A(mean / scale);
     m.residue = A((mean / scale - double(m.mean)) + residue / scale);
