@@ -247,6 +247,8 @@ def test_bad_arguments():
         shift(quadratic, PARAMS, [["a", "b"]], PARAMS)
     with pytest.raises(ValueError, match="updated of covariate_shift lacks 'b'"):
         shift(quadratic, PARAMS, ["a", "b"], {"a": PARAMS["a"]})
+    with pytest.raises(ValueError, match=r"updated\['b'\] must have shape \(2, 1\); received shape \(2,\)"):
+        shift(quadratic, PARAMS, ["a", "b"], {**PARAMS, "b": np.ones(2)})
     with pytest.raises(ValueError, match="that of b is zero"):
         diagnostics.gradient_flow({"a": np.ones(2), "b": np.zeros(2)})
     with pytest.raises(ValueError, match="two layers or more; received 1"):

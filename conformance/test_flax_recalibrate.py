@@ -153,7 +153,7 @@ def nan():
 
 BAD = {
     "no batches": (Net, list, "{} received no batches: there are none in this list"),
-    "not finite": (Net, nan, "batch 2 brings norms.0 values whose mean or variance is not finite"),
+    "not finite": (Net, nan, "batch 2 brings layer 'norms.0' values whose mean or variance is not finite"),
     "no norm": (lambda: nnx.Dropout(0.5), nan, "{} found no batch norm in Dropout"),
     "compiled": (Compiled, data, "gets what has no numbers yet: the model compiles its own call"),
 }

@@ -216,7 +216,7 @@ def norm():
 
 BAD = {
     "no batches": (norm, list, "{} received no batches: there are none in this list"),
-    "not finite": (norm, nan, "batch 2 brings bn values whose mean or variance is not finite"),
+    "not finite": (norm, nan, "batch 2 brings layer 'bn' values whose mean or variance is not finite"),
     "no norm": (lambda: keras.Sequential([keras.Input((3,)), L.ReLU()]), nan, "{} found no batch norm in Sequential"),
     "not built": (
         lambda: keras.Sequential([L.BatchNormalization(name="bn")]),

@@ -87,7 +87,7 @@ def nan():
 
 BAD = {
     "no batches": (norm, list, None, "recalibrate received no batches"),
-    "not finite": (norm, nan, None, "batch 2 brings bn values whose mean or variance is not finite"),
+    "not finite": (norm, nan, None, "batch 2 brings layer 'bn' values whose mean or variance is not finite"),
     "no norm": (L.ReLU, data, None, "recalibrate found no batch norm in ReLU"),
     "not built": (L.BatchNormalization, data, None, "the model is not built yet"),
     "compiled": (norm, data, lambda model, x: model.predict(x, verbose=0), "bn gets what has no numbers yet"),

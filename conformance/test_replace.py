@@ -128,6 +128,7 @@ def test_restore_undoes_it_exactly():
     state = [dict(vars(m)) for m in model.modules()]
     done = nk.replace(model)
     assert types(model) != before
+    model.stem[1].nonfinite, model.stem[1].train_affine = "skip", False
     undone = nk.restore(model)
     assert types(model) == before
     assert [dict(vars(m)) for m in model.modules()] == state

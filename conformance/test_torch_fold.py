@@ -362,6 +362,13 @@ def test_what_would_be_off_is_left_or_refused():
     unchanged(model, before)
 
 
+def test_within_autocast():
+    """Whose cache of weights has the old ones."""
+    model = trained(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert len(nk.fold(model, torch.randn(2, 3, 6, 6)).changed) == 1
+
+
 def test_models_that_are_refused():
     x = torch.randn(2, 3, 6, 6)
     model = trained(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5))
@@ -377,6 +384,13 @@ def test_models_that_are_refused():
     ):
         with pytest.raises(error, match=text):
             nk.fold(bad, x)
+    for bad, error, text in (
+        (-1, ValueError, "tolerance must be >= 0; received -1"),
+        (float("nan"), ValueError, "tolerance must be >= 0; received nan"),
+        ("a", TypeError, "tolerance must be a number; received str 'a'"),
+    ):
+        with pytest.raises(error, match=text):
+            nk.fold(model, x, tolerance=bad)
     model[1].training = True
     with pytest.raises(ValueError, match="1 is in training mode: call eval"):
         nk.fold(model, x)

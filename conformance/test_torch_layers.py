@@ -379,6 +379,18 @@ def test_export(site, strict):
         close(buffer, ours.get_buffer(name).double(), "running")
 
 
+@pytest.mark.parametrize("samples", [3, 3000], ids=["few", "many"])
+@pytest.mark.parametrize("named", [False, True], ids=["AUTO", "Dim"])
+def test_export_of_any_number_of_samples(samples, named):
+    """Also of more, and of fewer, than there is a kernel for."""
+    shapes = ({0: torch.export.Dim("n") if named else torch.export.Dim.AUTO},)
+    for layer, shape in ((nt.LayerNorm(128), (128,)), (nt.BatchNorm2d(4), (4, 5, 5)), (nt.GroupNorm(2, 4), (4, 5, 5))):
+        program = torch.export.export(layer, (torch.randn(samples, *shape),), dynamic_shapes=shapes).module()
+        for other in (2, 5000):
+            x = torch.randn(other, *shape)
+            close(program(x), layer(x).double(), "cross")
+
+
 @sites
 def test_functional_call(site):
     """With parameters and buffers of others, which are counted into; the layer's own stay."""

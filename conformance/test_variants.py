@@ -251,6 +251,22 @@ def test_renormalization_between_training_and_inference(library):
     assert_close(library, y, expected, library.kind(x), "forward")
 
 
+@pytest.mark.parametrize(("offset", "spread"), [(1e6, 1.0), (1e4, 0.01)])
+def test_renormalization_far_from_zero(library, offset, spread):
+    """d is a difference of means, of which the batch's keeps what rounding took from it."""
+    rng = np.random.default_rng(6)
+    x = library.array(rng.normal(offset, spread, (64, 3)), "float32")
+    mean, var = (library.array(np.full(3, a), "float32") for a in (offset, spread**2))
+    mask = library.array(rng.random((64, 3)) > 0.3, "bool")
+    for kept in (None, mask):
+        y, _ = nk.batch_renorm_train(x, mean, var, r_max=math.inf, d_max=math.inf, mask=kept)
+        named = {} if kept is None else {"mask": library.numpy(kept)}
+        expected = variants.batch_renorm_train(
+            *map(library.numpy, (x, mean, var)), r_max=math.inf, d_max=math.inf, **named
+        )
+        assert_close(library, y, expected, library.kind(x), "forward")
+
+
 def test_bounds_as_arrays(library):
     """So that a compiled step takes new ones."""
     rng = np.random.default_rng(5)

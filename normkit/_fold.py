@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from . import _validate as check
 from ._batches import Call, call_with
 from ._dispatch import describe
 from ._report import NormLayer, Report, kind_of, named
@@ -47,8 +48,10 @@ def fold(model: Any, sample: Any, *, call: Call | None = None, tolerance: float 
         model is of no framework whose batch norms can be folded.
     ValueError
         The model has no batch norm or a layer in training mode; it is compiled, scripted, exported or quantized; its
-        outputs would be off: nothing is changed then.
+        outputs would be off: nothing is changed then. tolerance is negative or NaN.
     """
+    if tolerance is not None and not check.number("tolerance", tolerance) >= 0:
+        raise ValueError(f"tolerance must be >= 0; received {tolerance}.")
     folds = models_of(model)
     if not isinstance(folds, Folds):
         raise TypeError(f"fold takes a torch.nn.Module or a keras.Layer; received {describe(model)}.")

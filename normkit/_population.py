@@ -127,8 +127,8 @@ def recalibrate(
         model is of no framework whose statistics are known, or batches is not iterable.
     ValueError
         There are no batches (or an iterator that ends after one pass, where more are wanted); the model has no batch
-        norm, or is not built, compiled, scripted, exported, traced or quantized; statistics are not finite, or more
-        than the dtype of the running ones holds. Nothing is changed then.
+        norm, or is not built, compiled, scripted, exported, traced or quantized; statistics are not finite, of one
+        value, or more than the dtype of the running ones holds. Nothing is changed then.
     """
     return _close("recalibrate", model, batches, call, sequential, progress, write=True)
 
@@ -216,6 +216,8 @@ def _close(
             reason = recorded if isinstance(recorded, str) else "no batch reached it"
             left.append(NormLayer(all_names[0], kind, reason, all_names[1:]))
             continue
+        if population.count == 1:
+            raise ValueError(f"{function} saw one value per channel in {_called(all_names[0])}, which has no variance.")
         apart = _apart(recorded, population)
         extremes = float(apart.var.min()), float(apart.var.max())
         gap = Gap(all_names[0], kind, population.count, float(np.abs(apart.mean).max()), extremes)
@@ -223,7 +225,7 @@ def _close(
         most = max(float(np.abs(population.mean).max(initial=0)), float(var.max(initial=0)))
         if write and most > recorded.largest:
             raise ValueError(
-                f"{function} cannot write {most:.3g} to the running statistics of {all_names[0] or 'the model'}, whose "
+                f"{function} cannot write {most:.3g} to the running statistics of {_called(all_names[0])}, whose "
                 f"dtype ends at {recorded.largest:.3g}: keep them in float32."
             )
         gaps.append(gap)
@@ -233,6 +235,10 @@ def _close(
         framework.record(layer, mean, var, count)
     state = functional.state(model) if functional and write else None
     return Gaps(title, write, count, tuple(gaps), tuple(left), state, channels)
+
+
+def _called(name: str) -> str:
+    return f"layer {name!r}" if name else "the model"
 
 
 def _apart(recorded: Recorded, population: Population) -> ChannelGap:
@@ -267,7 +273,7 @@ class _Pass:
         if id(layer) in self.settled:
             return False
         if population.count and not (np.isfinite(population.mean).all() and np.isfinite(population.m2).all()):
-            name = self.names[id(layer)] or "the model"
+            name = _called(self.names[id(layer)])
             raise ValueError(f"batch {self.count} brings {name} values whose mean or variance is not finite.")
         self.populations[id(layer)] = self.populations.get(id(layer), Population()).merge(population)
         return True

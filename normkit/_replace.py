@@ -7,6 +7,9 @@ from typing import Any
 from ._report import NormLayer, Report, framework_of, kind_of, named
 from .backends.models import original_of
 
+#: What a layer holds where settings of ours are not at their defaults.
+OWN = {"_policies", "_train_affine"}
+
 
 def replace(model: Any) -> Report:
     """Give every norm layer of a model normkit's forward pass. :func:`restore` takes it back.
@@ -54,8 +57,8 @@ def replace(model: Any) -> Report:
 def restore(model: Any) -> Report:
     """Give back the class to every layer that :func:`replace` gave another: the model is what it was.
 
-    What the layers learned since is kept. Layers of ``normkit.torch``, ``normkit.keras`` or ``normkit.flax`` that were
-    built as such stay.
+    What the layers learned since is kept, and settings that are normkit's alone are not. Layers of ``normkit.torch``,
+    ``normkit.keras`` or ``normkit.flax`` that were built as such stay.
 
     Parameters
     ----------
@@ -78,6 +81,8 @@ def restore(model: Any) -> Report:
         original = original_of(layer)
         if original is not None:
             changed.append(NormLayer(names[0], kind_of(original), "", names[1:]))
+            for name in OWN & vars(layer).keys():
+                delattr(layer, name)
             object.__setattr__(layer, "__class__", original)
     if not changed:
         raise ValueError(f"restore found no layer in {type(model).__name__} that normkit.replace had changed.")

@@ -9,8 +9,10 @@ from . import _calls
 from . import _validate as check
 from ._dispatch import backend_of
 from ._vjp import BINDERS, COMPOSED
-from .core.moments import Habits, accumulation_dtype, masked, total
-from .core.normalize import BatchStats
+from .backends import Backend
+from .core.moments import Habits, accumulation_dtype, at_least_one, masked, total
+from .core.normalize import PLAIN, BatchStats, Operands
+from .core.plan import Plan
 
 Array = Any
 
@@ -105,7 +107,8 @@ def _corrected(x, weight, bias, *, mean, var, r_max, d_max, axis=1, eps=1e-5, **
     _calls.batch_norm(x, mean, var, weight, bias, axis=axis, eps=eps)
     backend, plan, operands = _calls.batch_norm_train(x, axis=axis, eps=eps, **options)
     xp = backend.namespace(x)
-    stats = backend.apply(plan, operands._replace(x=backend.constant(x)))[1]
+    seen = operands._replace(x=backend.constant(x))
+    stats = backend.apply(plan, seen)[1]
     assert stats is not None
     dtype = stats.var.dtype
 
@@ -123,13 +126,22 @@ def _corrected(x, weight, bias, *, mean, var, r_max, d_max, axis=1, eps=1e-5, **
     mean, var = wide(backend.constant(mean)), wide(backend.constant(var))
     spread = root(var)
     r = clipped(root(stats.var) / spread, 1 / r_max, r_max)
-    d = clipped((stats.mean - mean) / spread, -d_max, d_max)
+    residue = _residue(backend, plan, seen, stats)
+    d = clipped((stats.mean - mean + residue) / spread, -d_max, d_max)
     scale, shift = r, d
     if weight is not None:
         scale, shift = r * wide(weight), d * wide(weight)
     if bias is not None:
         shift = shift + wide(bias)
     return backend, plan, operands._replace(weight=scale, bias=shift), _Correction(r, d)
+
+
+def _residue(backend: Backend, plan: Plan, operands: Operands, stats: BatchStats) -> Array:
+    """What rounding took from the batch's mean, which d keeps: the mean of what x is from it."""
+    xp = backend.namespace(operands.x)
+    off = xp.astype(operands.x, stats.mean.dtype, copy=False) - xp.reshape(stats.mean, plan.param_view)
+    off = total(xp, masked(xp, operands.mask, off), plan.axes, _habits(backend))
+    return xp.reshape(off, plan.param_shape) / at_least_one(xp, stats.count)
 
 
 def _renormalized_vjp(x, weight=None, bias=None, **options) -> tuple[Any, Callable[[Array], tuple[Array, ...]]]:
@@ -241,14 +253,17 @@ def _filter_response_vjp(x, weight=None, bias=None, threshold=None, **options):
         found = gradients(dy)
         taken = [found.x, *(g for g in (found.weight, found.bias) if g is not None)]
         if cut is not None:
-            cut = total(xp, xp.astype(cut, accumulation_dtype(xp, cut.dtype), copy=False), plan.param_axes, _WIDE)
+            cut = total(
+                xp, xp.astype(cut, accumulation_dtype(xp, cut.dtype), copy=False), plan.param_axes, _habits(backend)
+            )
             taken.append(xp.reshape(xp.astype(cut, threshold.dtype, copy=False), threshold.shape))
         return tuple(taken)
 
     return y, pullback
 
 
-_WIDE = Habits(wide=True)
+def _habits(backend: Backend) -> Habits:
+    return getattr(backend, "habits", PLAIN)
 
 
 def weight_standardization(kernel: Array, gain: Array | None = None, *, axis: int = 0, eps: float = 1e-6) -> Array:

@@ -17,7 +17,7 @@ from normkit.backends.kernels import programs
 from normkit.backends.kernels.programs import GRADIENTS, OPERANDS, SLOTS, TARGET, the_route, turned
 from normkit.backends.protocol import FLOATING
 from normkit.core import normalize
-from normkit.core.moments import Habits, Moments, Plain, Rescued, first_of
+from normkit.core.moments import PART, Habits, Moments, Plain, Rescued, first_of
 from normkit.core.normalize import Gradients, Operands
 from normkit.core.plan import Plan
 
@@ -47,7 +47,7 @@ def one_of(values: Array, axes: tuple[int, ...]) -> Array:
 
 
 #: XLA's reductions are trees: float32 suffices.
-HABITS = Habits(rescue=rescue_by_cond, rounded=reduced, one_of=one_of)
+HABITS = Habits(rescue=rescue_by_cond, part=PART, rounded=reduced, one_of=one_of)
 
 
 def forward(plan: Plan, operands: Operands, *, save: bool) -> tuple[Array, Moments]:

@@ -15,6 +15,7 @@ from normkit.backends import kernels
 from normkit.backends.protocol import Array, ArrayBackend
 from normkit.backends.tensorflow import graphs, namespace
 from normkit.core.moments import (
+    PART,
     Habits,
     Moments,
     Plain,
@@ -40,7 +41,7 @@ def rescue_by_cond(plain: Plain, rescued: Rescued) -> tuple[Array, ...]:
 #: For gradients, which are summed over leading axes whatever the layer normalizes.
 WIDE = Habits(wide=True)
 #: A graph may be compiled, and XLA as TensorFlow ships it adds one by one along any axis.
-GRAPH = Habits(longest=64, rescue=rescue_by_cond)
+GRAPH = Habits(longest=64, rescue=rescue_by_cond, part=PART)
 #: What is compiled is a loop for each sum and for each stage of one: where those are short, two sums in float64 are
 #: faster than what GRAPH makes of them, and side by side where a set's numbers are few.
 SHORT = GRAPH._replace(one_pass=True)

@@ -84,6 +84,7 @@ class TorchFolds:
             linear.bias = nn.Parameter(new_bias, requires_grad=linear.weight.requires_grad)
         else:
             old.copy_(new_bias)
+        torch.clear_autocast_cache()  # which has the old weight, where autocast is on around all this
         rest = remainder(pair.norm)
         places = [(m, n) for m in model.modules() for n, child in m._modules.items() if child is pair.norm]
         for parent, name in places:
@@ -95,6 +96,7 @@ class TorchFolds:
             linear.bias = old
             if old is not None:
                 old.copy_(old_bias)
+            torch.clear_autocast_cache()
             for parent, name in places:
                 parent._modules[name] = pair.norm
 

@@ -69,8 +69,9 @@ def program(recorded: bool) -> kernels.Program:
         return (
             x.is_cpu
             and (recorded or operands.mean is None)
-            and x.numel() >= smallest
+            # Before the size, which a program for any size would be bound to.
             and not torch.compiler.is_exporting()
+            and x.numel() >= smallest
             and not torch._C._are_functorch_transforms_active()
             and forward_ad._current_level < 0
         )

@@ -51,6 +51,10 @@ def first_of(values: Array, axes: tuple[int, ...]) -> Array:
     return values[tuple(slice(0, 1) if a in axes else slice(None) for a in range(values.ndim))]
 
 
+#: A part with which sums stay in range up to 4096 times what they could be: less would lose differences of 1e-30.
+PART = 2.0**-12
+
+
 class Habits(NamedTuple):
     """How the core computes with a library: what it must do, and what it may skip."""
 
@@ -75,8 +79,11 @@ class Habits(NamedTuple):
     flat: bool = False
     #: How to choose between squares of ``d`` and squares of ``d`` times a power of two.
     rescue: Callable[[Plain, Rescued], tuple[Array, ...]] = rescue_always
-    #: Values can be looked at: x is summed as it is, and again in shares only where that sum left the dtype's range.
+    #: Values can be looked at: what to do about sums that leave the dtype's range can wait until one does.
     hasty: bool = False
+    #: What part of differences from the mean is summed, so that they may be large: for compilers that flush what that
+    #: makes subnormal anyway.
+    part: float = 1.0
     #: How to round to a narrower dtype, where a compiler leaves out a cast there and back.
     rounded: Callable[[Any, Array, Any], Array] = there_and_back
     #: How to have a set's factor stored, where a compiler computes it anew for each of the elements.
@@ -128,9 +135,6 @@ class _Range(NamedTuple):
 _FLOAT32 = _Range(2.0**110, 2.0**-90, 2.0**40, 2.0**-80, 2.0**-30, 2.0**70, 2.0**-38, 2.0**-24, 2.0**126)
 _FLOAT64 = _Range(2.0**950, 2.0**-850, 2.0**400, 2.0**-600, 2.0**-300, 2.0**500, 2.0**-90, 2.0**-430, 2.0**1022)
 
-
-#: What is summed of differences from the mean, where their sum may be large: less would lose differences of 1e-30.
-_PART = 2.0**-12
 
 #: At least so many sums stand side by side, for vector registers.
 LANES = 32
@@ -240,13 +244,20 @@ def moments(
     d = shifted = x
     mean = residue = None
 
-    def centre(shares):
+    def centre(careful):
         nonlocal d, shifted, mean, residue
-        mean = _mean_of_shares(xp, plan, x, habits, divisor) if shares else average(x)
+        # XLA takes a sum times 1 / n from x, in some loops rounded and in others not: here x is multiplied instead.
+        mean = total(xp, x * (1 / divisor), plan.axes, habits) if habits.longest else average(x)
+        part = 1.0
+        if careful:
+            mean = xp.where(xp.isfinite(mean), mean, one_of(x))
+            part = PART if habits.hasty else habits.part
         shifted = masked(xp, mask, x - mean)
-        part = _PART if shares and not _in_wide_range(xp, x, habits) else 1
-        residue = total(xp, shifted if part == 1 else shifted * part, plan.axes, habits, divisor * part)
+        residue = average(shifted) if part == 1 else average(shifted * part) * (1 / part)
         d = masked(xp, mask, shifted - residue)
+
+    def one_of(values):
+        return habits.one_of(values, plan.axes) if mask is None else _valid_of(xp, plan, mask, values)
 
     if plan.center and not habits.hasty:
         centre(True)
@@ -290,26 +301,9 @@ def moments(
         height = xp.abs(mean)
         constant = (spread < height * limits.noise) & (height > limits.faint)
         factor = xp.where(constant, xp.zeros_like(rstd), rstd)
-        one = habits.one_of(shifted, plan.axes) if mask is None else _valid_of(xp, plan, mask, shifted)
-        residue = xp.where(constant, one, residue)
+        residue = xp.where(constant, one_of(shifted), residue)
         var = xp.where(constant, xp.zeros_like(var), var)
     return d, habits.stored(factor, plan.axes), Moments(mean, residue, var, rstd, count)
-
-
-def _in_wide_range(xp, x: Array, habits: Habits) -> bool:
-    """Whether sums are taken in a dtype that holds all that x's dtype can be summed to."""
-    return habits.wide and not habits.staged and x.dtype == xp.float32
-
-
-def _mean_of_shares(xp, plan: Plan, x: Array, habits: Habits, divisor: Array | int) -> Array:
-    """The mean, of which no partial sum is larger than the largest value: a sum of x may leave the dtype's range."""
-    if _in_wide_range(xp, x, habits):
-        return total(xp, x, plan.axes, habits, divisor)
-    if habits.longest or type(divisor) is not int:
-        # XLA takes a sum times 1 / n from x, in some loops rounded and in others not: here x is multiplied instead.
-        return total(xp, x * (1 / divisor), plan.axes, habits)
-    share = 2.0 ** -(divisor - 1).bit_length()
-    return total(xp, x * share, plan.axes, habits, divisor * share)
 
 
 def _in_one_pass(xp, plan: Plan, x: Array, habits: Habits, count: Array | int) -> tuple[Array, Array, Moments]:

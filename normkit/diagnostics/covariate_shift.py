@@ -11,7 +11,7 @@ import numpy as np
 
 from . import _vectors as vectors
 from ._record import Record, between, frozen
-from .objective import Evaluations, Objective, known, layer_name
+from .objective import Evaluations, Objective, alike, known, layer_name
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -87,6 +87,8 @@ def covariate_shift(
     missing = [name for group in groups for name in group if name not in updated]
     if missing:
         raise ValueError(f"updated of covariate_shift lacks {missing[0]!r}: it has the parameters after a step.")
+    for name in itertools.chain(*groups):
+        alike(f"updated[{name!r}]", updated[name], params[name], "the parameter")
     mixed = dict(params)
     l2, cosine, relative = [], [], []
     with at.steps(len(groups) - 1, progress) as advance:

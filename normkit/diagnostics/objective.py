@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from normkit import _validate as check
 from normkit._batches import Call, bar, call_with
 from normkit._dispatch import backend_of, describe
 from normkit.backends.models import Differentiates, models_of
@@ -46,6 +47,8 @@ class ModelObjective:
         """The loss and its gradients with these parameters in the place of the model's."""
         own = self._read()
         _same_keys(f"params of this {self._name}", params, own)
+        for name, a in params.items():
+            alike(f"params[{name!r}]", a, own[name], "the model's")
         loss, gradients = self._value_and_grad(dict(params))
         return float(loss), {name: gradients[name] for name in params}
 
@@ -228,6 +231,12 @@ def known(function: str, names: Sequence[str], params: Params) -> None:
             raise ValueError(f"{function} knows no parameter {name!r}; there are: {_some(params)}.")
 
 
+def alike(name: str, a: Any, other: Any, of: str) -> None:
+    """Refuse what cannot take the place of another array."""
+    backend = backend_of(of, other)
+    check.companion(backend, other, name, a, tuple(backend.shape(other)), of)
+
+
 def _same_keys(what: str, received: Params, expected: Params) -> None:
     missing, extra = [k for k in expected if k not in received], [k for k in received if k not in expected]
     if missing or extra:
@@ -253,4 +262,4 @@ def steps_of(function: str, name: str, values: Any) -> Any:
     return steps
 
 
-__all__ = ["Evaluations", "ModelObjective", "Objective", "layer_name", "layers_of", "objective"]
+__all__ = ["Evaluations", "ModelObjective", "Objective", "alike", "layer_name", "layers_of", "objective"]
