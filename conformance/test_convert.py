@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 
 import ml_dtypes
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 
 import normkit as nk
 from normkit._convert import ConversionError, Momentum, Norm
-from normkit._convert.conversion import convert_file
+from normkit._convert.conversion import convert_file, layers_json
 from normkit._convert.framework import FRAMEWORKS, framework
 from normkit._convert.rules import RULES
+from normkit.conformance.norm_layers import RECORDS, REFUSED, axis_in
 
 SETTINGS = {"eps": 1e-3, "momentum": 0.03}
 
@@ -263,6 +265,17 @@ SEVERAL = {
         ({"to": "haiku"}, "bn: haiku's parameters have the rank of x: give ndim."),
         ({"to": "equinox", "axis": -1}, "bn: equinox has the channels at axis 1, this batch_norm at axis -1"),
         ({"count": 1}, "bn: count must be at least 2 values per channel and batch; received 1."),
+        ({"count": "3"}, "count must be a positive integer; received str '3'."),
+        ({"ndim": "4"}, "ndim must be a positive integer; received str '4'."),
+        ({"ndim": -4, "to": "haiku"}, "ndim must be a positive integer; received -4."),
+        ({"ndim": 1}, "bn: axis must be in [-1, 0] for x of rank 1; received 1."),
+        ({"ndim": 6, "to": "torch"}, "bn: torch's BatchNorm takes x of rank 2 to 5; received rank 6."),
+        ({"ndim": 4, "axis": 9, "to": "haiku"}, "bn: axis must be in [-4, 3] for x of rank 4; received 9."),
+        ({"axis": "1"}, "axis must be an integer; received str '1'."),
+        ({"axis": (1,)}, "axis must be an integer; received tuple."),
+        ({"eps": "1", "momentum": 0.1, "settings": None}, "bn: eps must be a number; received str '1'."),
+        ({"settings": {"bn": {**SETTINGS, "eps": None}}}, "bn: eps must be a number; received None."),
+        ({"settings": {"bn": {**SETTINGS, "num_features": "3"}}}, "bn: num_features must be a positive integer"),
         ({"source": {"conv.weight": np.ones((2, 2))}}, "it belongs to no norm layer"),
         ({"source": {"ln.weight": np.ones(2)}, "settings": None}, "nothing says which layer it is: give settings."),
         ({"source": {}, "settings": None}, "The source has no norm layers."),
@@ -282,6 +295,101 @@ def test_refusals_are_one_sentence(options, message):
         nk.convert(source, to, **given)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+#: What is wrong with settings themselves.
+WRONG = [
+    (3, "settings must hold each layer's arguments under its name; received 3."),
+    ({"bn": 3}, "settings must hold each layer's arguments under its name; received {'bn': 3}."),
+    ({"bn": {"layer": "BatchNrm"}}, "bn: torch has no norm layer 'BatchNrm'; it has: BatchNorm1d, BatchNorm2d, "),
+    ({"bn": {"layer": 3}}, "bn: torch has no norm layer 3; it has: "),
+    ({"bn": {"layer": ["BatchNorm"]}}, "bn: torch has no norm layer ['BatchNorm']; it has: "),
+    ({"b*": {"epsilon": 0.1}}, "b*: torch's norm layers have no 'epsilon'; they have: num_features, "),
+    ({"bn": {"eps": "1e-3"}}, "bn: eps must be a number; received str '1e-3'."),
+    ({"bn": {"eps": [1]}}, "bn: eps must be a number; received list."),
+    ({"bn": {"eps": True}}, "bn: eps must be a number; received True."),
+    ({"bn": {"momentum": "a"}}, "bn: momentum must be a number; received str 'a'."),
+    ({"bn": {"num_groups": "2"}}, "bn: num_groups must be an integer; received str '2'."),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), WRONG, ids=str)
+def test_wrong_settings_are_refused_wherever_they_are_given(settings, message):
+    for call in (partial(nk.convert, to="keras", defaults=True), nk.inspect):
+        with pytest.raises(ConversionError) as caught:
+            call(state(), framework="torch", settings=settings)
+        assert str(caught.value).startswith(message)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [n for n in FRAMEWORKS if framework(n).has_files])
+def test_settings_may_have_whatever_is_written(name):
+    for record, norm in RECORDS.items():
+        if (name, record) not in REFUSED:
+            axis = axis_in(name, norm)
+            norm = norm if axis is None else norm.but(axis=(axis,), trainable=False)
+            native = framework(name).write(norm, lambda rule, text: None)
+            framework(name).validate(layers_json({"n": native})["n"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"layer": "LayerNorm", "axis": 9, "param_axis": 9},
+            "ln: Parameters of shape (3, 1) are not those of axis (9,).",
+        ),
+        (
+            {"layer": "LayerNorm", "axis": []},
+            "ln: Axes are whole numbers of one sign, in ascending order; received [].",
+        ),
+    ],
+    ids=str,
+)
+def test_axes_that_parameters_have_not(settings, message):
+    arrays = {"params/ln/scale": np.ones((3, 1), np.float32)}
+    with pytest.raises(ConversionError) as caught:
+        nk.convert(arrays, "keras", framework="haiku", settings={"ln": {"eps": 1e-5, **settings}})
+    assert str(caught.value) == message
+
+
+#: What normkit's batch norm is told beyond others, and what of it they need not be.
+TOLD = [{"use_batch_stats": True, "update_stats": False}, {"virtual_batch_size": 2}, {"r_max": 3.0, "d_max": 5.0}]
+MINOR = [{"single_value": "zero", "empty_batch": "raise", "nonfinite": "skip"}, {"train_affine": False}]
+
+
+@pytest.mark.parametrize("switches", [*TOLD, *MINOR], ids=str)
+def test_normkits_switches_go_to_its_own_layers(switches):
+    source, target = nk.BatchNorm(3, **switches), nk.BatchNorm(3, update_stats=True, virtual_batch_size=5)
+    result = nk.convert(source, "normkit")
+    assert {name: getattr(result.layer, name) for name in switches} == switches
+    nk.convert(source, target)
+    assert repr(target) == repr(result.layer) == repr(source)
+    assert nk.inspect(source).rows == nk.inspect(nk.BatchNorm(3)).rows
+
+
+@pytest.mark.parametrize("to", [name for name in FRAMEWORKS if name != "normkit"])
+def test_normkits_switches_have_no_equivalent(to):
+    axis = -1 if to == "nnx" else 1
+    for switches in TOLD:
+        with pytest.raises(ConversionError) as caught:
+            nk.convert(nk.BatchNorm(3, axis=axis, **switches), to, ndim=4)
+        said = " and ".join(f"{name}={value}" for name, value in switches.items())
+        assert f"batch_norm with {said} has no equivalent in {framework(to).title or to}: set" in str(caught.value)
+    for switches in MINOR:
+        result = nk.convert(nk.BatchNorm(3, axis=axis, **switches), to, ndim=4)
+        assert result.norms[""].trainable is switches.get("train_affine", True)
+
+
+def test_a_report_has_no_functions():
+    (told,) = nk.convert(nk.BatchNorm(3, r_max=abs), "normkit").json()["layers"].values()
+    assert json.loads(json.dumps(told))["r_max"] == repr(abs)
+
+
+def test_layers_that_are_not_trained():
+    settings = {"bn": {**BN, "requires_grad": False}}
+    assert nk.convert(state(), "normkit", framework="torch", settings=settings).layer.train_affine is False
+    assert nk.convert(nk.LayerNorm(3, train_affine=False), "torch").natives[""].settings["requires_grad"] is False
 
 
 def test_two_layers_of_one_name_are_refused():

@@ -89,8 +89,13 @@ def refused(words, *more, given=SAID):
     [
         refused("--to': 'caffe' is not one of 'keras', 'tf_keras', 'torch', ", "--to", "caffe"),
         refused("--from': 'pytorch' is not one of 'keras', 'tf_keras', 'torch', ", "--from", "pytorch"),
-        refused("give framework=NAME, or --from NAME", given=("convert", "in.npz", "out.npz", "--to", "keras")),
-        refused("eps of BatchNorm is not known", given=FROM_TORCH),
+        refused("comes from: give --from NAME.", given=("convert", "in.npz", "out.npz", "--to", "keras")),
+        refused("do not say it: give --eps, --momentum, --settings or --defaults (", given=FROM_TORCH),
+        refused("bn: haiku's parameters have the rank of x: give --ndim.", "--to", "haiku"),
+        refused("--ndim must be a positive integer; received -4.", "--ndim", "-4"),
+        refused("--names has 'nb', and the source has: bn.", "--names", "names.json"),
+        refused("--settings name 'nb', and no layer", "--settings", "settings.json"),
+        refused("list.json must hold each layer's arguments under its name; received [3].", "--settings", "list.json"),
         refused("bn: momentum must be in [0, 1]; received 1.5.", "--momentum", "1.5"),
         refused("no.json cannot be read: No such file or directory.", "--settings", "no.json"),
         refused("broken.json is no JSON", "--settings", "broken.json"),
@@ -111,12 +116,40 @@ def refused(words, *more, given=SAID):
 def test_a_wrong_call_is_one_sentence_and_writes_nothing(command, words, capsys):
     Path("old.npz").write_text("old")
     Path("broken.json").write_text("{")
+    Path("list.json").write_text("[3]")
+    Path("names.json").write_text('{"nb": "x"}')
+    Path("settings.json").write_text('{"nb": {"eps": 1e-3}}')
     before = there()
     assert cli.run(command) == 2
     out, err = capsys.readouterr()
     assert words in err
     assert (out, err.count("\n")) == ("", 1)
     assert there() == before
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        *(
+            (told, 'must hold an object such as {"framework": "torch", "layers": {}}; received')
+            for told in ("[]", '"x"', "3", "null", '{"framework": [1]}')
+        ),
+        ('{"framework": "torch", "layers": []}', "must hold each layer's arguments under its name; received []."),
+        ('{"framework": "torch", "layers": {"bn": 3}}', "must hold each layer's arguments under its name; received"),
+        ('{"framework": "torch", "layers": {"bn": {"eps": "1"}}}', "bn: eps must be a number; received str '1'."),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_what_a_foreign_file_tells_of_arrays(suffix, told, words, capsys):
+    if suffix == "npz":
+        Path("in.npz.json").write_text(told)
+    else:
+        pytest.importorskip("safetensors.numpy").save_file(arrays(), "in.safetensors", metadata={"normkit": told})
+    for command in (["convert", f"in.{suffix}", "out.npz", "--to", "keras"], ["inspect", f"in.{suffix}"]):
+        assert cli.run(command) == 2
+        out, err = capsys.readouterr()
+        assert words in err
+        assert (out, err.count("\n")) == ("", 1)
 
 
 @pytest.mark.parametrize("read_only", ["out.npz", "out.npz.json", "."])

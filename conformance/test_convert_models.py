@@ -1,6 +1,7 @@
 """normkit.convert on whole models of the frameworks, and what of them is refused."""
 
 import copy
+import io
 import itertools
 import json
 import warnings
@@ -12,6 +13,9 @@ import torch
 from torch import nn
 
 import normkit as nk
+import normkit.flax
+import normkit.keras
+import normkit.torch
 from normkit import cli
 from normkit._convert import ConversionError
 from normkit.conformance.norm_layers import importing
@@ -174,6 +178,81 @@ def test_onnx_group_norm_18_has_a_scale_per_group():
     assert "onnx-gn18" in {applied.rule for applied in result.rules}
 
 
+class Normed(nn.Module):
+    """A group norm between a convolution and something else."""
+
+    def __init__(self, affine, then):
+        super().__init__()
+        self.conv, self.gn, self.then = nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4, affine=affine), then
+        for p in self.parameters():
+            nn.init.uniform_(p, 0.5, 1.5)
+
+    def forward(self, x):
+        return self.then(self.gn(self.conv(x)))
+
+
+def exported(model, x, fold=True):
+    """A graph as PyTorch's exporter of old writes it, with or without folding constants."""
+    file, preserve = io.BytesIO(), torch.onnx.TrainingMode.PRESERVE
+    options = {"dynamo": False, "do_constant_folding": fold, "training": preserve}
+    torch.onnx.export(model.eval(), (torch.from_numpy(x),), file, **options)
+    return onnx.load_from_string(file.getvalue())
+
+
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(
+    "then",
+    [lambda y: y, lambda y: y * 0.5, lambda y: y + 1, lambda y: y * torch.arange(4.0)],
+    ids=["y", "y/2", "y+1", "yw"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_group_norms_that_torch_exports(then, affine, fold):
+    source, x = Normed(affine, then), X[:, :, :, :6]
+    model = exported(source, x, fold)
+    back = nk.convert(model, "torch").layers
+    assert list(back) == ["gn"]
+    for name, value in state(source.gn).items():
+        np.testing.assert_array_equal(back["gn"].state_dict()[name], value)
+    other = Normed(affine, then)
+    other.conv.load_state_dict(source.conv.state_dict())
+    other.gn.eps = 0.5
+    nk.convert(other, model)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {model.graph.input[0].name: x})
+    assert units(y, ran(other, x), "float32") <= LIMIT
+    used = {name for node in model.graph.node for name in node.input}
+    assert {t.name for t in model.graph.initializer} <= used
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_group_norm_of_one_channel_has_parameters():
+    layer, x = nn.GroupNorm(1, 1), X[:, :1]
+    nn.init.constant_(layer.weight, 3.0)
+    (arrays,) = (native.arrays for native in nk.convert(exported(layer, x), "torch").natives.values())
+    assert (arrays["weight"].tolist(), arrays["bias"].tolist()) == ([3.0], [0.0])
+
+
+def test_onnx_keeps_constants_that_a_branch_uses():
+    model = graph(
+        ("LayerNormalization", ["x", "w"], ["h"], "ln", {}), ("If", ["c"], ["y"], "if", {}), w=np.ones(9), c=1
+    )
+    branch = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["w"], ["z"])], "b", [], [])
+    model.graph.node[1].attribute.append(onnx.helper.make_attribute("then_branch", branch))
+    source = nn.LayerNorm(9, bias=False)
+    nn.init.constant_(source.weight, 3.0)
+    nk.convert(source, model)
+    values = {t.name: onnx.numpy_helper.to_array(t).tolist() for t in model.graph.initializer}
+    assert (values["w"], values["ln.Scale"]) == ([1.0] * 9, [3.0] * 9)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(4), nn.LayerNorm(4), nn.GroupNorm(2, 4)], ids=str)
+def test_a_graph_of_onnx_is_made_for_one_rank(layer):
+    with pytest.raises(ConversionError, match="ONNX's graphs are made for one rank of x: give ndim"):
+        _ = nk.convert(layer, "onnx").layer
+    onnx.checker.check_model(nk.convert(layer, "onnx", ndim=3).layer)
+
+
 def test_onnx_parameters_that_are_computed_are_refused():
     node = ("LayerNormalization", ["x", "x"], ["y"], "ln", {})
     with pytest.raises(ConversionError, match="ln: 'x' is computed, not a constant"):
@@ -320,6 +399,80 @@ def test_the_command_fills_a_model_of_keras(tmp_path, monkeypatch, capsys):
     assert "initial-statistics" in capsys.readouterr().out
     assert cli.run(["inspect", "whole.pt"]) == 2
     assert "whole.pt holds more than arrays: save the state_dict() of the model." in capsys.readouterr().err
+
+
+BN = {f"bn.{name}": value for name, value in nn.BatchNorm2d(3).state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        {"epoch": 1, "model_state_dict": BN, "optimizer_state_dict": {"state": {0: {"a": torch.ones(3)}}}},
+        {"net": BN, "best": torch.tensor(0.5)},
+        {"state_dict": BN, "ema": BN},
+        {"epoch": 1, "model": BN},
+    ],
+    ids=lambda saved: "-".join(saved),
+)
+def test_a_checkpoint_of_pytorch_is_unwrapped(saved, tmp_path):
+    torch.save(saved, tmp_path / "net.pt")
+    assert [row.name for row in nk.inspect(tmp_path / "net.pt").rows] == ["bn"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+            "net.pt is no file that torch.save has written.",
+        ),
+        (bytes(range(256)), "net.pt is no file that torch.save has written."),
+        (b"", "net.pt is empty."),
+        ({"net": BN, "ema": BN}, "net.pt holds several state dicts: net, ema: save one by itself."),
+        ([1], "net.pt holds no state dict but list."),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_no_checkpoint_of_pytorch(content, message, tmp_path):
+    if isinstance(content, bytes):
+        (tmp_path / "net.pt").write_bytes(content)
+    else:
+        torch.save(content, tmp_path / "net.pt")
+    with pytest.raises(ConversionError) as caught:
+        nk.inspect(tmp_path / "net.pt")
+    assert str(caught.value).endswith(message)
+
+
+def of_normkit(kind, **switches):
+    """A batch norm of normkit's for a framework, channels last where that has a choice."""
+    if kind == "torch":
+        return normkit.torch.BatchNorm2d(3, **switches)
+    if kind == "nnx":
+        return normkit.flax.BatchNorm(3, rngs=nnx.Rngs(0), **switches)
+    layer = normkit.keras.BatchNormalization(**switches)
+    layer.build((None, 9, 9, 3))
+    return layer
+
+
+@pytest.mark.parametrize("kind", ["torch", "keras", "nnx"])
+def test_switches_of_normkits_layers_in_other_frameworks(kind):
+    switches = {"use_batch_stats": True, "update_stats": False, "single_value": "zero", "train_affine": False}
+    source = of_normkit(kind, **switches)
+    filled = [nk.convert(source, of_normkit(to)).model for to in ("torch", "keras", "nnx")]
+    for target in (nk.convert(source, "normkit").layer, *filled):
+        assert {name: getattr(target, name) for name in switches} == switches
+    for target in ("linen", nn.BatchNorm2d(3)):
+        with pytest.raises(ConversionError, match="batch_norm with use_batch_stats=True and update_stats=False has no"):
+            nk.convert(source, target, axis=-1)
+    filled = nk.convert(of_normkit(kind), of_normkit(kind, **switches)).model
+    assert repr(nk.convert(filled, "normkit").layer) == repr(nk.convert(of_normkit(kind), "normkit").layer)
+
+
+def test_a_variant_of_batch_norm_keeps_its_virtual_batches():
+    source = normkit.torch.GhostBatchNorm(3, 2)
+    assert nk.convert(source, "normkit").layer.virtual_batch_size == 2
+    with pytest.raises(ConversionError, match="virtual_batch_size=2 has no equivalent in torch"):
+        nk.convert(source, "torch")
 
 
 def unlike(change):

@@ -33,6 +33,8 @@ def replaced(path: str | None, option: str) -> Iterator[Callable[[str], None]]:
     if path is None:
         yield lambda text: None
         return
+    if path == "-":
+        raise click.UsageError(f"{option} wants a file to write to; received '-', and standard output has the table.")
     target = Path(path).resolve()
     if target.exists() and not target.is_file():
         raise click.UsageError(f"{option} wants a file to write to; received {path!r}, which is none.")

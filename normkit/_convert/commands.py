@@ -21,7 +21,7 @@ from . import files
 from .conversion import Conversion, convert_file, few
 from .framework import FRAMEWORKS
 from .inspection import Inspection, inspect
-from .record import ConversionError
+from .record import ConversionError, as_options
 
 _NAMES = click.Choice(list(FRAMEWORKS))
 _settings = click.option("--settings", metavar="FILE", help="JSON: class and arguments of layers, by name or pattern.")
@@ -115,7 +115,7 @@ def _refusals() -> Iterator[None]:
     backends = (name for name in ("jax", "torch", "tensorflow") if importlib.util.find_spec(name))
     os.environ["KERAS_BACKEND"] = next(backends, "tensorflow")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), as_options():
             warnings.simplefilter("ignore")
             yield
     except (ConversionError, ImportError) as error:

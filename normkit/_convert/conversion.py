@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import _validate as check
 from . import files
-from .framework import Framework, framework, framework_of
-from .record import Array, ConversionError, Native, Norm, at, ones, plain_weight, rescaled
+from .framework import MINOR, SWITCHES, Framework, framework, framework_of
+from .record import Array, ConversionError, Native, Norm, argument, at, checked, ones, plain_weight, rescaled, whole
 from .rules import Applied
 from .source import Fallback, Settings
 from .source import of as source_of
@@ -87,7 +89,9 @@ def convert(
 
     Layers are told by name, never by position, and arrays are copied bit by bit. eps is always written, momentum
     translated (torch weights the new statistics, all others the old ones), and a stored variance never changed unless
-    ``count`` asks for it. Other layers (convolutions, linear ones) are not touched.
+    ``count`` asks for it. Other layers (convolutions, linear ones) are not touched. What only normkit's layers can be
+    told (``use_batch_stats``, ``update_stats``, ``virtual_batch_size``, ``r_max``, ``d_max``) is told to those, and
+    refused elsewhere; how they take bad input (``single_value``, ``empty_batch``, ``nonfinite``) is left out elsewhere.
 
     Parameters
     ----------
@@ -143,6 +147,11 @@ def convert(
     num_groups      num_groups     groups               num_groups  groups            groups     num_groups
     ==============  =============  ===================  ==========  ================  =========  ===========
     """
+    axis = axis if axis is None else whole(argument("axis"), axis)
+    ndim, count = (
+        n if n is None else checked(check.positive_int, argument(name), n)
+        for name, n in (("ndim", ndim), ("count", count))
+    )
     reader, found, left = source_of(source, framework, Fallback(settings or {}, eps, momentum, defaults))
     if not found:
         raise ConversionError(_nothing(reader, left))
@@ -160,17 +169,18 @@ def convert(
     for name, native in found.items():
         target = targets[name]
         norm = _read(reader, name, native, result.rules)
-        norm = norm.but(ndim=norm.ndim or ndim)
+        norm = at(name, functools.partial(norm.but, ndim=norm.ndim or ndim))
         if norm.kind in ("layer_norm", "rms_norm"):
             norm = norm.but(axis=_last(norm))
         if filled is not None:
             norm = _moved(norm, filled[target][1], name, target, result.rules)
         elif axis is not None and norm.kind not in ("layer_norm", "rms_norm"):
-            norm = _with_axis(norm, axis, target, result.rules)
+            norm = at(name, _with_axis, norm, axis, target, result.rules)
         result.norms[target] = norm
-        result.natives[target] = _write(writer, target, norm, count, result.rules)
-        if filled is not None:
-            result.natives[target] = _fitting(writer, target, result.natives[target], filled[target][0])
+        native = _write(writer, target, norm, count, result.rules)
+        old = None if filled is None else filled[target][0]
+        native = native if old is None else _fitting(writer, target, norm, native, old)
+        result.natives[target] = at(target, _switched, writer, norm, native, old)
     if filled is not None:
         result.model = writer.put(to, result.natives)
     return result
@@ -217,7 +227,10 @@ def convert_file(
 
 def layers_json(natives: Mapping[str, Native]) -> dict[str, dict[str, Any]]:
     """Class and settings of layers, ready for JSON."""
-    return {name: {"layer": native.layer, **native.settings} for name, native in natives.items()}
+    return {
+        name: {"layer": native.layer, **{k: repr(v) if callable(v) else v for k, v in native.settings.items()}}
+        for name, native in natives.items()
+    }
 
 
 def _named(name: str) -> Framework:
@@ -229,6 +242,8 @@ def _read(reader: Framework, name: str, native: Native, rules: list[Applied]) ->
     if "class" in native.settings:
         say("subclass", f"{native.settings['class']} is read as {native.layer}")
     norm = at(name, reader.read, native, say)
+    switches = {key: native.settings[key] for key in SWITCHES if key in native.settings}
+    norm = norm.but(switches=switches, trainable=norm.trainable and switches.get("train_affine") is not False)
     if norm.kind != "rms_norm" and (norm.weight is None) != (norm.bias is None):
         say("state-names", "there is a {} and no {}".format(*("weight", "bias")[:: 1 if norm.bias is None else -1]))
     return norm
@@ -249,6 +264,18 @@ def _write(writer: Framework, name: str, norm: Norm, count: int | None, rules: l
     return native
 
 
+def _switched(writer: Framework, norm: Norm, new: Native, old: Native | None) -> Native:
+    """The layer, told what the one it comes from was told beyond what other frameworks' layers can be."""
+    told = {key: value for key, value in norm.switches.items() if value is not None}
+    has = writer.switches(new.layer) if old is None else old.settings
+    lost = [f"{key}={value!r}" for key, value in told.items() if key not in has and key not in MINOR]
+    if lost:
+        name = writer.title or writer.name
+        raise ConversionError(f"{norm.kind} with {' and '.join(lost)} has no equivalent in {name}: set None first.")
+    said = told if old is None else norm.switches
+    return replace(new, settings={**new.settings, **{key: value for key, value in said.items() if key in has}})
+
+
 def _sayer(name: str, rules: list[Applied]) -> Callable[[str, str], None]:
     return lambda rule, text: rules.append(Applied(name, rule, text))
 
@@ -259,7 +286,7 @@ def _targets(
     """The target's name of every layer of the source."""
     for name in names:
         if name not in found:
-            raise ConversionError(f"names has {name!r}, and the source has: {few(found)}.")
+            raise ConversionError(f"{argument('names')} has {name!r}, and the source has: {few(found)}.")
     if filled is None:
         targets = {name: names.get(name, _spelled(name).replace(".", separator)) for name in found}
     else:
@@ -273,7 +300,7 @@ def _targets(
             sides = [f"the source has {few(lost)}, which the target has not"] if lost else []
             sides += [f"the target has {few(extra)}, which the source has not"] if extra else []
             raise ConversionError(
-                f"Norm layers differ: {'; '.join(sides)}: give names, a mapping from one to the other."
+                f"Norm layers differ: {'; '.join(sides)}: give {argument('names')}, a mapping from one to the other."
             )
     twice = {target for target in targets.values() if list(targets.values()).count(target) > 1}
     if twice:
@@ -335,10 +362,11 @@ def _last(norm: Norm) -> tuple[int, ...]:
     return tuple(a - norm.ndim if norm.ndim and a >= 0 else a for a in norm.axis)
 
 
-def _fitting(writer: Framework, name: str, new: Native, old: Native) -> Native:
+def _fitting(writer: Framework, name: str, norm: Norm, new: Native, old: Native) -> Native:
     """The arrays for a layer that exists: those that it has, of the same shape, of a dtype that holds the values."""
     where = name or "the target"
-    arrays = {k: v for k, v in new.arrays.items() if k in old.arrays or k not in writer.counters}
+    stored = writer.stored(new.layer, norm).keys() - {*writer.counters}  # and not what only new layers must have
+    arrays = {k: v for k, v in new.arrays.items() if k in old.arrays or k in stored}
     missing = sorted(old.arrays.keys() - arrays.keys() - {*writer.counters})
     extra = sorted(arrays.keys() - old.arrays.keys())
     if missing or extra:

@@ -30,7 +30,7 @@ class Equinox(Framework):
     arrays: ClassVar = {"": {"weight": "weight", "bias": "bias", "mean": "mean", "var": "var"}}
 
     def read(self, native: Native, say: Say) -> Norm:
-        kind, settings = self.kind(native), native.settings
+        kind, settings = self.kind(native.layer), native.settings
         counter = native.arrays.get("counter")
         found = self.named(Native(native.layer, settings, {k: v for k, v in native.arrays.items() if k != "counter"}))
         lengths = self.lengths(native, found)

@@ -82,24 +82,38 @@ def load(path: Path) -> Any:
 def _pickled(path: Path) -> dict[str, Array]:
     from .torch import array
 
+    if not path.stat().st_size:
+        raise ConversionError(f"{path} is empty.")
     torch = library("torch")
     with _broken(path, Exception):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            raise ConversionError(f"{path} holds more than arrays: save the state_dict() of the model.") from None
+        except pickle.UnpicklingError as error:
+            if "GLOBAL" in str(error):  # the name of a class
+                raise ConversionError(f"{path} holds more than arrays: save the state_dict() of the model.") from None
+            raise ConversionError(f"{path} is no file that torch.save has written.") from None
     for key in ("state_dict", "model"):
         state = state[key] if isinstance(state, Mapping) and isinstance(state.get(key), Mapping) else state
     if not isinstance(state, Mapping):
         raise ConversionError(f"{path} holds no state dict but {type(state).__name__}.")
-    return {name: array(value) for name, value in state.items() if isinstance(value, torch.Tensor)}
+    within = {} if _tensors(state) else {k: v for k, v in state.items() if isinstance(v, Mapping) and _tensors(v)}
+    if len(within) > 1:
+        raise ConversionError(f"{path} holds several state dicts: {', '.join(map(str, within))}: save one by itself.")
+    (state,) = within.values() or (state,)
+    return {str(name): array(value) for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _tensors(state: Mapping[Any, Any]) -> bool:
+    """Whether there are some among the values; numbers, such as a score, may be beside them."""
+    torch = library("torch")
+    return any(isinstance(value, torch.Tensor) and value.ndim for value in state.values())
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     """Arrays that are read from the disk when they are looked at: most of a model is none of ours."""
     safetensors = library("safetensors")
     with _broken(path, Exception), safetensors.safe_open(path, "numpy") as file:  # which checks the offsets
-        told = json.loads((file.metadata() or {}).get(KEY, "{}"))
+        told = _told(f"{KEY!r} in the metadata of {path}", json.loads((file.metadata() or {}).get(KEY, "{}")))
         with open(path, "rb") as raw:
             start = 8 + int.from_bytes(raw.read(8), "little")
             header = json.loads(raw.read(start - 8))
@@ -120,10 +134,26 @@ def _npz(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
     with _broken(path, ValueError, OSError, EOFError, zipfile.BadZipFile), np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     beside = sidecar(path)
-    if not beside.is_file():
-        return arrays, {}
-    with _broken(beside, ValueError, UnicodeDecodeError):
-        return arrays, json.loads(beside.read_text("utf-8"))
+    return arrays, _told(str(beside), _json(beside)) if beside.is_file() else {}
+
+
+def _told(where: str, found: Any) -> dict[str, Any]:
+    """What is told of arrays: framework, and layers with their settings."""
+    if not isinstance(found, dict) or not isinstance(found.get("framework", ""), str):
+        raise ConversionError(
+            f'{where} must hold an object such as {{"framework": "torch", "layers": {{}}}}; received {found!r:.60}.'
+        )
+    by_layer(f"layers of {where}", found.get("layers", {}))
+    return found
+
+
+def by_layer(where: str, found: Any) -> Any:
+    """Settings of layers, after a look at what they are."""
+    if not isinstance(found, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Mapping) for k, v in found.items()
+    ):
+        raise ConversionError(f"{where} must hold each layer's arguments under its name; received {found!r:.60}.")
+    return found
 
 
 @contextlib.contextmanager
@@ -134,7 +164,7 @@ def _broken(path: Path, *errors: type[BaseException]) -> Iterator[None]:
     except (ConversionError, ImportError):
         raise
     except errors as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConversionError(f"{path} cannot be read: {reason}") from None
 
 
@@ -163,10 +193,7 @@ def names_file(path: Path) -> dict[str, str]:
 def settings_file(path: Path) -> dict[str, dict[str, Any]]:
     """Settings of layers from a JSON file: ``{"bn*": {"layer": "BatchNorm2d", "eps": 1e-5, "momentum": 0.1}}``."""
     found = _json(path)
-    found = found.get("layers", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(v, dict) for v in found.values()):
-        raise ConversionError(f"{path} must hold an object of objects: a layer's name, and its arguments.")
-    return found
+    return by_layer(str(path), found.get("layers", found) if isinstance(found, dict) else found)
 
 
 def writable(path: Path, overwrite: bool, formats: tuple[str, ...] = (*ARRAYS, *MODELS)) -> None:

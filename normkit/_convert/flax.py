@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .framework import Framework, axes_of, channels_at, loaded, strange
+from .. import _validate as check
+from .framework import Framework, axes_of, channels_at, loaded, strange, switch, switches
 from .keras import no_statistics, old_momentum
-from .record import Array, ConversionError, Momentum, Native, Norm, Say, plain_weight
+from .record import Array, ConversionError, Momentum, Native, Norm, Say, checked, plain_weight
 
 KINDS = {
     "BatchNorm": "batch_norm",
@@ -34,6 +35,10 @@ class Nnx(Framework):
     title = "flax"
     kinds: ClassVar = KINDS
     sizes: ClassVar = ("num_features",)
+    arguments: ClassVar = tuple(name for name in _SETTINGS if name != "num_features")
+    idle: ClassVar = ("use_running_average", "dtype", "param_dtype", "promote_dtype", "scale_init", "bias_init",
+                      "scale_metadata", "bias_metadata", "axis_name", "axis_index_groups", "use_fast_variance",
+                      "force_float32_reductions", "rngs", "name", "parent")  # fmt: skip
     eps_name = "epsilon"
     defaults: ClassVar = {
         "BatchNorm": {"epsilon": 1e-5, "momentum": 0.99, "axis": -1},
@@ -45,7 +50,7 @@ class Nnx(Framework):
     arrays: ClassVar = {"": {"weight": "scale", "bias": "bias", "mean": "mean", "var": "var"}}
 
     def read(self, native: Native, say: Say) -> Norm:
-        kind = self.kind(native)
+        kind = self.kind(native.layer)
         found, settings = self.named(native), native.settings
         lengths = self.lengths(native, found)
         common: dict[str, Any] = {"lengths": lengths, "eps": self.setting(native, "epsilon")}
@@ -58,7 +63,9 @@ class Nnx(Framework):
             if settings.get("reduction_axes") is not None:
                 raise ConversionError(f"GroupNorm(reduction_axes={settings['reduction_axes']}) exists in flax only.")
             groups = self.setting(native, "num_groups")
-            common |= {"axis": (-1,), "num_groups": lengths[0] // settings["group_size"] if groups is None else groups}
+            if groups is None:
+                groups = lengths[0] // checked(check.positive_int, "group_size", self.setting(native, "group_size"))
+            common |= {"axis": (-1,), "num_groups": groups}
         elif kind == "instance_norm":
             common["axis"] = axes_of(settings.get("feature_axes", -1))
             if len(common["axis"]) > 1:
@@ -134,7 +141,7 @@ class Nnx(Framework):
             mode: dict[str, Any] = {"model_training": trains}
             if getattr(module, "use_running_average", None):
                 mode |= {"frozen": "use_running_average=True", "thaw": "Call train() on the layer"}
-            settings = {key: getattr(module, key) for key in _SETTINGS if hasattr(module, key)}
+            settings = {key: getattr(module, key) for key in _SETTINGS if hasattr(module, key)} | switches(module)
             if type(module).__name__ != layer:
                 settings["class"] = type(module).__name__
             arrays = {
@@ -167,6 +174,7 @@ class Nnx(Framework):
         for key in ("epsilon", "momentum"):
             if key in native.settings and hasattr(module, key):
                 setattr(module, key, native.settings[key])
+        switch(module, native.settings)
         return module
 
 

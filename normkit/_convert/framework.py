@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .record import Array, ConversionError, Native, Norm, Say
+from .. import _validate as check
+from .. import _validate_layer as check_layer
+from .._policies import SETTINGS, USUAL
+from .record import Array, ConversionError, Native, Norm, Say, argument, checked, whole
 
 #: Where each framework's reader and writer are, and the module without which it has no layers.
 FRAMEWORKS = {
@@ -25,6 +28,13 @@ FRAMEWORKS = {
     "normkit": ("layers:Normkit", "normkit"),
 }
 
+#: Arguments of any framework that are numbers, and those that are integers.
+NUMBERS = ("eps", "variance_epsilon", "epsilon", "momentum", "decay_rate")
+COUNTS = ("num_groups", "groups", "group_size", "ndim")
+#: What layers of normkit's can be told beyond what others can; and of that, what others do not lose by: how to take bad
+#: input, and what is said of each layer.
+SWITCHES = (*SETTINGS, "virtual_batch_size", "r_max", "d_max")
+MINOR = ("single_value", "empty_batch", "nonfinite", "train_affine")
 #: Why a module is left out.
 LIKE = "it looks like a norm layer"
 
@@ -45,6 +55,9 @@ class Framework:
     kinds: ClassVar[Mapping[str, str]] = {}
     #: Arguments that say the lengths of the axes.
     sizes: ClassVar[tuple[str, ...]] = ()
+    #: The other arguments that settings may have, and those that say nothing of a layer's state.
+    arguments: ClassVar[tuple[str, ...]] = ()
+    idle: ClassVar[tuple[str, ...]] = ()
     #: Counts of batches, which are written if a source has them.
     counters: ClassVar[tuple[str, ...]] = ()
     #: What the framework calls eps and momentum.
@@ -102,13 +115,32 @@ class Framework:
         """The class of a layer that only its arrays are known of: batch norm by its statistics, nothing else."""
         raise NotImplementedError
 
-    def kind(self, native: Native) -> str:
-        """The kind of norm that a layer is."""
-        if native.layer not in self.kinds:
+    def kind(self, layer: str) -> str:
+        """The kind of norm that a class is."""
+        if layer not in tuple(self.kinds):
             raise ConversionError(
-                f"{self.title or self.name} has no norm layer {native.layer!r}; it has: {', '.join(self.kinds)}."
+                f"{self.title or self.name} has no norm layer {layer!r}; it has: {', '.join(self.kinds)}."
             )
-        return self.kinds[native.layer]
+        return self.kinds[layer]
+
+    def validate(self, settings: Mapping[str, Any]) -> None:
+        """Refuse settings that name a class or an argument that the framework has not, or have no number for one."""
+        if settings.get("layer") is not None:
+            self.kind(settings["layer"])
+        known = (*self.sizes, *self.arguments)
+        for name, value in settings.items():
+            if name not in ("layer", *known, *self.idle, *SWITCHES):
+                raise ConversionError(
+                    f"{self.title or self.name}'s norm layers have no {name!r}; they have: {', '.join(known)}."
+                )
+            if value is not None and name in NUMBERS:
+                checked(check.number, name, value)
+            elif value is not None and name in COUNTS:
+                whole(name, value)
+
+    def switches(self, layer: str) -> Collection[str]:
+        """The arguments of a new layer of this class, among which switches of normkit's may be."""
+        return ()
 
     def class_of(self, norm: Norm) -> str:
         """The class of this kind of norm."""
@@ -120,16 +152,16 @@ class Framework:
             default = self.defaults.get(native.layer, {}).get(name)
             usual = "" if default is None else f" ({self.name}'s is {default!r})"
             raise ConversionError(
-                f"{name} of {native.layer} is not known, and arrays do not say it: give eps, momentum, settings or "
-                f"defaults{usual}."
+                f"{name} of {native.layer} is not known, and arrays do not say it: give {argument('eps')}, "
+                f"{argument('momentum')}, {argument('settings')} or {argument('defaults')}{usual}."
             )
         return native.settings[name]
 
     def lengths(self, native: Native, found: Mapping[str, Array]) -> tuple[int, ...]:
         """The lengths of the axes, as the layer's arguments or arrays have them."""
-        for given in (native.settings.get(name) for name in self.sizes):
-            if given is not None:
-                return tuple(given) if isinstance(given, Iterable) else (given,)
+        for name in self.sizes:
+            if native.settings.get(name) is not None:
+                return checked(check_layer.lengths, name, native.settings[name])
         for value in found.values():
             return tuple(value.shape)
         raise ConversionError(f"{native.layer} has no arrays, and the lengths of its axes are not known.")
@@ -192,10 +224,37 @@ def framework_of(model: Any) -> Framework | None:
     return None
 
 
+def switches(layer: Any) -> dict[str, Any]:
+    """What a layer of normkit's was told beyond what others can be; None where it is the usual thing."""
+    usual = _usual(layer)
+    found = {name: getattr(layer, name) for name in SWITCHES if usual and hasattr(layer, name)}
+    return {name: None if value == usual.get(name) else value for name, value in found.items()}
+
+
+def switch(layer: Any, settings: Mapping[str, Any]) -> None:
+    """Tell a layer of normkit's the same."""
+    usual = _usual(layer)
+    for name in SWITCHES:
+        if usual and name in settings:
+            setattr(layer, name, usual.get(name) if settings[name] is None else settings[name])
+
+
+def _usual(layer: Any) -> dict[str, Any]:
+    """What a layer of normkit's is told where nothing is said; nothing for a layer of another's."""
+    if not hasattr(layer, "_train_affine"):
+        return {}
+    return {**SETTINGS, **getattr(type(layer), "_policies", USUAL)._asdict()}
+
+
 def axes_of(axis: Any) -> tuple[int, ...]:
     """One axis or several as a tuple; parameters of axes in another order than x has them mean nothing elsewhere."""
     axes = tuple(axis) if isinstance(axis, list | tuple) else (axis,)
-    if not all(isinstance(a, int) for a in axes) or axes != tuple(sorted(axes)) or min(axes) < 0 <= max(axes):
+    if (
+        not axes
+        or not all(isinstance(a, int) for a in axes)
+        or axes != tuple(sorted(axes))
+        or min(axes) < 0 <= max(axes)
+    ):
         raise ConversionError(f"Axes are whole numbers of one sign, in ascending order; received {axis}.")
     return axes
 
@@ -207,7 +266,7 @@ def channels_at(norm: Norm, name: str, channel_axis: int = 1) -> None:
     if axis != there:
         raise ConversionError(
             f"{name} has the channels at axis {channel_axis}, this {norm.kind} at axis {norm.axis[0]}: give "
-            f"axis={channel_axis} where the axes of x are moved too."
+            f"{argument('axis', channel_axis)} where the axes of x are moved too."
         )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from ..core import running
 from .framework import Framework, axes_of, channels_at
 from .keras import no_statistics, old_momentum
-from .record import Array, ConversionError, Momentum, Native, Norm, Say, plain_weight
+from .record import Array, ConversionError, Momentum, Native, Norm, Say, argument, plain_weight
 
 KINDS = {"BatchNorm": "batch_norm", "LayerNorm": "layer_norm", "GroupNorm": "group_norm",
          "InstanceNorm": "instance_norm", "RMSNorm": "rms_norm"}  # fmt: skip
@@ -27,6 +27,10 @@ class Haiku(Framework):
     kinds: ClassVar = KINDS
     separator = "/"
     momentum_name = "decay_rate"
+    arguments: ClassVar = ("eps", "decay_rate", "groups", "axis", "param_axis", "data_format", "create_scale",
+                           "create_offset")  # fmt: skip
+    idle: ClassVar = ("scale_init", "offset_init", "cross_replica_axis", "cross_replica_axis_index_groups",
+                      "use_fast_variance", "name")  # fmt: skip
     defaults: ClassVar = {
         "BatchNorm": {"eps": 1e-5, "data_format": LAST},
         "LayerNorm": {"eps": 1e-5},
@@ -39,7 +43,7 @@ class Haiku(Framework):
     }
 
     def read(self, native: Native, say: Say) -> Norm:
-        kind, settings = self.kind(native), native.settings
+        kind, settings = self.kind(native.layer), native.settings
         counters = [int(v) for k, v in native.arrays.items() if k.endswith(COUNTER)]
         kept = {k: v for k, v in native.arrays.items() if not k.endswith((HIDDEN, COUNTER))}
         found = self.named(Native(native.layer, settings, kept))
@@ -55,14 +59,14 @@ class Haiku(Framework):
             # A trailing axis has parameters of its own length, others have those of x with ones.
             if axis != (-1,):
                 common["ndim"] = len(shape)
-            lengths = shape if axis == (-1,) else tuple(shape[a] for a in axis)
+            lengths = shape if axis == (-1,) else tuple(shape[a] for a in axis if -len(shape) <= a < len(shape))
         else:
             axis = (1,) if settings.get("data_format", LAST) in (FIRST, "NC...") else (-1,)
             common["axis"] = axis
             lengths = (math.prod(shape),)
             if len(shape) > 1:
                 common["ndim"] = len(shape) + (kind == "group_norm")
-        if math.prod(lengths) != math.prod(shape) or max(shape) != max(lengths):
+        if math.prod(lengths) != math.prod(shape) or max(shape) != max(lengths, default=0):
             raise ConversionError(f"Parameters of shape {shape} are not those of axis {axis}.")
         if shape != lengths:
             say("axis-param-shape", f"parameters of shape {shape} are read as {lengths}")
@@ -117,7 +121,7 @@ class Haiku(Framework):
 
     def _shape(self, norm: Norm, say: Say) -> tuple[int, ...]:
         if norm.ndim is None:
-            raise ConversionError("haiku's parameters have the rank of x: give ndim.")
+            raise ConversionError(f"haiku's parameters have the rank of x: give {argument('ndim')}.")
         shape = [1] * (norm.ndim - (norm.kind == "group_norm"))
         if norm.kind == "group_norm":  # without the axis of samples
             norm = norm.but(axis=(0,))

@@ -14,7 +14,7 @@ from . import files
 from .conversion import few
 from .framework import Framework, framework, framework_of
 from .record import Array, ConversionError, Momentum, Native
-from .source import GIVE, Fallback, flattened, layers_of, natives_of
+from .source import Fallback, flattened, layers_of, nameless, natives_of
 
 HALF = ("float16", "bfloat16")
 #: A weight of new statistics above this one is more likely that of the old ones.
@@ -144,6 +144,7 @@ def inspect(model: Any, *, framework: str | None = None, settings: Mapping[str, 
 
 
 def _layers(model, name, settings) -> tuple[Framework, dict[str, Native], list[str]]:
+    fallback = Fallback(settings)
     if isinstance(model, str | os.PathLike):
         content = files.read(Path(model), name)
         if content.model is not None:
@@ -151,7 +152,7 @@ def _layers(model, name, settings) -> tuple[Framework, dict[str, Native], list[s
             natives, strange = layers_of(content.framework, content.model)
             return content.framework, natives, list(strange)
         reader, flat = content.framework or _likely(Path(model), content.arrays), content.arrays
-        settings = {**content.settings, **settings}
+        fallback = fallback.over(content.settings)
     else:
         found = framework_of(model)
         if found is not None:
@@ -163,7 +164,7 @@ def _layers(model, name, settings) -> tuple[Framework, dict[str, Native], list[s
             )
         reader = framework(name)
         flat = flattened(reader, model)
-    natives, left = natives_of(reader, flat, Fallback(settings))
+    natives, left = natives_of(reader, flat, fallback)
     return reader, natives, [key for key, reason in left.items() if "settings" in reason]
 
 
@@ -173,7 +174,7 @@ def _likely(path: Path, arrays: Mapping[str, Array]) -> Framework:
         groups, _ = framework(name).split(arrays)
         if any(framework(name).guess(group) for group in groups.values()):
             return framework(name)
-    raise ConversionError(f"{path} does not say which framework it comes from: {GIVE}.")
+    raise nameless(path)
 
 
 def names_of(reader: Framework, native: Native) -> Mapping[str, str]:

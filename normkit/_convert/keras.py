@@ -7,14 +7,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .framework import Framework, axes_of, loaded, strange
-from .record import Array, ConversionError, Momentum, Native, Norm, Say, lengths_of, ones, plain_weight
+from .framework import Framework, axes_of, loaded, strange, switch, switches
+from .record import Array, ConversionError, Momentum, Native, Norm, Say, argument, lengths_of, ones, plain_weight
 
 _EPS = {"epsilon": 1e-3}
-KINDS = ("BatchNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization")
+KINDS = {
+    "BatchNormalization": "batch_norm",
+    "LayerNormalization": "layer_norm",
+    "GroupNormalization": "group_norm",
+    "RMSNormalization": "rms_norm",
+}
 RENORM = ("moving_stddev", "renorm_mean", "renorm_stddev")
-_SETTINGS = ("axis", "momentum", "epsilon", "center", "scale", "groups", "rms_scaling", "renorm", "synchronized",
-             "virtual_batch_size")  # fmt: skip
+_SETTINGS = ("axis", "momentum", "epsilon", "center", "scale", "groups", "rms_scaling", "renorm", "synchronized")
 
 
 class Keras(Framework):
@@ -22,7 +26,15 @@ class Keras(Framework):
 
     name = "keras"
     separator = "/"
+    kinds: ClassVar = KINDS
     sizes: ClassVar = ("lengths",)
+    arguments: ClassVar = (*_SETTINGS, "trainable", "ndim", "fused", "virtual_batch_size")
+    idle: ClassVar = (
+        *(f"{name}_{what}" for name in ("beta", "gamma") for what in ("initializer", "regularizer", "constraint")),
+        "moving_mean_initializer", "moving_variance_initializer", "renorm_clipping", "renorm_momentum", "adjustment",
+        "name", "dtype", "dynamic", "activity_regularizer", "autocast", "input_shape", "input_dim", "batch_size",
+        "batch_shape", "batch_input_shape", "weights",
+    )  # fmt: skip
     eps_name = "epsilon"
     defaults: ClassVar = {
         "BatchNormalization": {**_EPS, "momentum": 0.99, "axis": -1},
@@ -36,7 +48,7 @@ class Keras(Framework):
     }
 
     def read(self, native: Native, say: Say) -> Norm:
-        settings = native.settings
+        kind, settings = self.kind(native.layer), native.settings
         renorm = [name for name in RENORM if name in native.arrays]
         if renorm:
             say("renorm-state", f"{', '.join(renorm)} left out")
@@ -44,8 +56,9 @@ class Keras(Framework):
         found = self.named(native)
         lengths = self.lengths(native, found)
         axis = settings.get("axis", -1)
-        if isinstance(axis, list | tuple) and native.layer == "BatchNormalization":
-            if len(axis) > 1:
+        axes = axes_of(axis)
+        if isinstance(axis, list | tuple) and kind == "batch_norm":
+            if len(axes) > 1:
                 raise ConversionError(f"batch norm over several channel axes exists in tf_keras only: {list(axis)}.")
             say("config-legacy", f"axis={list(axis)} is axis={axis[0]}")
         if settings.get("virtual_batch_size"):
@@ -55,23 +68,19 @@ class Keras(Framework):
         if settings.get("synchronized"):
             say("sync-stats", "synchronized=True is left out")
         common: dict[str, Any] = {
-            "lengths": lengths, "axis": axes_of(axis), "eps": self.setting(native, "epsilon"),
+            "lengths": lengths, "axis": axes, "eps": self.setting(native, "epsilon"),
             "ndim": settings.get("ndim"), "trainable": settings.get("trainable", True),
         }  # fmt: skip
-        if native.layer == "BatchNormalization":
-            momentum = Momentum(self.setting(native, "momentum"), "old")
-            return Norm("batch_norm", momentum=momentum, variance=self._variance(settings, say), **common, **found)
-        if native.layer == "GroupNormalization":
+        if kind == "batch_norm":
+            common["momentum"] = Momentum(self.setting(native, "momentum"), "old")
+            common["variance"] = self._variance(settings, say)
+        if kind == "group_norm":
             groups = self.setting(native, "groups")
             if groups in (-1, lengths[0]):
                 say("gn-instance", f"groups={groups} is instance norm")
                 return Norm("instance_norm", **common, **found)
-            return Norm("group_norm", num_groups=groups, **common, **found)
-        if native.layer == "RMSNormalization":
-            return Norm("rms_norm", **common, **found)
-        if native.layer == "LayerNormalization":
-            return Norm("layer_norm", **common, **found)
-        raise ConversionError(f"{self.name} has no norm layer {native.layer!r}; it has: {', '.join(KINDS)}.")
+            common["num_groups"] = groups
+        return Norm(kind, **common, **found)
 
     def write(self, norm: Norm, say: Say) -> Native:
         norm = plain_weight(norm, say)
@@ -166,7 +175,7 @@ class Keras(Framework):
         assert kind is not None
         if not layer.built:
             raise ConversionError(f"Layer {layer.name!r} is not built: call the model once, or build() it.")
-        settings = {name: getattr(layer, name) for name in _SETTINGS if hasattr(layer, name)}
+        settings = {name: getattr(layer, name) for name in _SETTINGS if hasattr(layer, name)} | switches(layer)
         settings["trainable"] = layer.trainable
         shape = self._shape(layer)
         if shape is not None:
@@ -191,7 +200,9 @@ class Keras(Framework):
         ndim, trainable = settings.pop("ndim", None), settings.pop("trainable", True)
         axes = settings["axis"] if isinstance(settings["axis"], list) else [settings["axis"]]
         if ndim is None and native.layer == "BatchNormalization":
-            raise ConversionError(f"{self.name}'s BatchNormalization is built for one rank of x: give ndim.")
+            raise ConversionError(
+                f"{self.name}'s BatchNormalization is built for one rank of x: give {argument('ndim')}."
+            )
         like = next(iter(native.arrays.values()), None)
         layer = getattr(keras.layers, native.layer)(**settings, dtype=None if like is None else like.dtype.name)
         shape = [None] * (ndim or max(a + 2 if a >= 0 else 1 - a for a in axes))
@@ -220,6 +231,7 @@ class Keras(Framework):
         for name in ("epsilon", "momentum"):
             if name in native.settings and hasattr(layer, name):
                 setattr(layer, name, native.settings[name])
+        switch(layer, native.settings)
 
 
 class TfKeras(Keras):
@@ -245,8 +257,9 @@ class TfKeras(Keras):
 
     def _take(self, layer: Any) -> Native:
         native = super()._take(layer)
-        fused = getattr(layer, "fused", None)
-        return native if fused is None else Native(native.layer, {**native.settings, "fused": fused}, native.arrays)
+        more = {name: getattr(layer, name, None) for name in ("fused", "virtual_batch_size")}
+        more = {name: value for name, value in more.items() if value is not None}
+        return Native(native.layer, {**native.settings, **more}, native.arrays)
 
     def _shape(self, layer: Any) -> tuple | None:
         shape = (layer.get_build_config() or {}).get("input_shape")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
 from .._layer import Layer
-from .framework import Framework, axes_of, number
+from .framework import SWITCHES, Framework, axes_of, number, switch, switches
 from .record import Array, ConversionError, Momentum, Native, Norm, Say, ones
 
 CLASSES = {
@@ -27,6 +28,9 @@ class Normkit(Framework):
     kinds: ClassVar = CLASSES
     counters: ClassVar = ("num_batches_tracked",)
     sizes: ClassVar = ("normalized_shape", "num_channels", "num_features")
+    arguments: ClassVar = ("num_groups", "axis", "eps", "momentum", "unbiased", "affine", "bias", "weight_offset",
+                           "cast", *SWITCHES)  # fmt: skip
+    idle: ClassVar = ("dtype", "device", "backend")
     defaults: ClassVar = {
         "BatchNorm": {"eps": 1e-5, "momentum": 0.9, "unbiased": True, "axis": 1},
         "LayerNorm": {"eps": 1e-5},
@@ -40,7 +44,7 @@ class Normkit(Framework):
     }  # fmt: skip
 
     def read(self, native: Native, say: Say) -> Norm:
-        kind = self.kind(native)
+        kind = self.kind(native.layer)
         found, settings = self.named(native), native.settings
         count = found.pop("num_batches", None)
         lengths = self.lengths(native, found)
@@ -78,6 +82,8 @@ class Normkit(Framework):
             settings["weight_offset"] = norm.weight_offset
         if norm.kind == "rms_norm" and norm.cast != "output":
             settings["cast"] = norm.cast
+        if not norm.trainable:
+            settings["train_affine"] = False
         arrays = self.stored(layer, norm)
         if norm.mean is not None and norm.kind != "batch_norm":
             raise ConversionError(f"Running statistics of {norm.kind} exist in torch only, not in normkit.")
@@ -101,8 +107,13 @@ class Normkit(Framework):
     def layers(self, model: Any) -> Iterator[tuple[str, Native]]:
         names = ("normalized_shape", "num_groups", "num_channels", "num_features", "axis", "eps", "momentum",
                  "unbiased", "weight_offset", "cast")  # fmt: skip
-        settings = {name: getattr(model, name) for name in names if hasattr(model, name)}
+        settings = {name: getattr(model, name) for name in names if hasattr(model, name)} | switches(model)
         yield "", Native(type(model).__name__, settings, {k: _host(k, v) for k, v in model.state_dict().items()})
+
+    def switches(self, layer: str) -> Collection[str]:
+        import normkit
+
+        return inspect.signature(getattr(normkit, layer)).parameters.keys()
 
     def make(self, native: Native) -> Any:
         import normkit
@@ -117,6 +128,7 @@ class Normkit(Framework):
         for name in ("eps", "momentum", "unbiased"):
             if name in native.settings:
                 setattr(model, name, native.settings[name])
+        switch(model, native.settings)
         return model
 
 

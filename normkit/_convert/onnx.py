@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from .framework import Framework, channels_at, loaded, trailing
+from .framework import Framework, channels_at, library, loaded, trailing
 from .keras import no_statistics, old_momentum
-from .record import Array, ConversionError, Momentum, Native, Norm, Say, ones, plain_weight
+from .record import Array, ConversionError, Momentum, Native, Norm, Say, argument, ones, plain_weight
 
 #: The operators, and the names of their inputs after x.
 INPUTS = {
@@ -23,6 +25,9 @@ INPUTS = {
     "InstanceNormalization": ("scale", "B"),
     "RMSNormalization": ("scale",),
 }
+#: What of constants is a constant: it says them in another shape or dtype.
+FOLDED = ("Cast", "Constant", "ConstantOfShape", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose",
+          "Unsqueeze")  # fmt: skip
 #: The version of the operators that is written, and the one that RMSNormalization came with.
 OPSET, RMS_OPSET = 17, 23
 
@@ -118,15 +123,14 @@ class Onnx(Framework):
             yield name, Native(norm.layer, norm.settings, arrays)
 
     def make(self, native: Native) -> Any:
-        onnx = self.imported("onnx")
-        settings = dict(native.settings)
-        ndim = settings.pop("ndim", None)
+        onnx, ndim = self.imported("onnx"), native.settings.get("ndim")
+        if ndim is None:
+            raise ConversionError(f"ONNX's graphs are made for one rank of x: give {argument('ndim')}.")
         opset = RMS_OPSET if native.layer == "RMSNormalization" else OPSET
         like = next(iter(native.arrays.values()))
         nodes, constants = _group(onnx, native, ndim) if native.layer == "GroupNormalization" else _one(onnx, native)
         kind = onnx.helper.np_dtype_to_tensor_dtype(like.dtype)
-        shape = None if ndim is None else [None] * ndim
-        x, y = (onnx.helper.make_tensor_value_info(name, kind, shape) for name in ("x", "y"))
+        x, y = (onnx.helper.make_tensor_value_info(name, kind, [None] * ndim) for name in ("x", "y"))
         initializers = [onnx.numpy_helper.from_array(np.ascontiguousarray(v), k) for k, v in constants.items()]
         graph = onnx.helper.make_graph(nodes, "norm", [x], [y], initializers)
         opsets = [onnx.helper.make_opsetid("", opset)]
@@ -167,24 +171,46 @@ class _Graph:
 
     def __init__(self, model: Any) -> None:
         self.onnx = loaded("onnx")
-        self.graph = model.graph
+        self.model, self.graph = model, model.graph
         self.opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
-        self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
-        for node in self.graph.node:
-            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
-                self.constants[node.output[0]] = node.attribute[0].t
-            elif node.op_type == "Identity" and node.input[0] in self.constants:
-                self.constants[node.output[0]] = self.constants[node.input[0]]
+        self.initializers = {tensor.name: tensor for tensor in self.graph.initializer}
         self.users: dict[str, list[Any]] = {}
         for node in self.graph.node:
-            for name in node.input:
+            for name in _inputs(node):
                 self.users.setdefault(name, []).append(node)
         self.made = {output: node for node in self.graph.node for output in node.output}
 
     def value(self, where: str, name: str) -> np.ndarray:
-        if where not in self.constants:
+        """A constant of a layer."""
+        found = self.constant(where)
+        if found is None:
             raise ConversionError(f"{name}: {where!r} is computed, not a constant.")
-        return np.array(self.onnx.numpy_helper.to_array(self.constants[where]))
+        return np.array(found)
+
+    def constant(self, where: str) -> np.ndarray | None:
+        """The value of an initializer, or of what only reshapes or casts constants."""
+        if where in self.initializers:
+            return self.onnx.numpy_helper.to_array(self.initializers[where])
+        node = self.made.get(where)
+        if node is None or node.op_type not in FOLDED or node.domain not in ("", "ai.onnx"):
+            return None
+        inputs = {name: self.constant(name) for name in node.input}
+        if any(value is None for value in inputs.values()):
+            return None
+        infos = ([self.onnx.ValueInfoProto(name=name) for name in names] for names in (inputs, node.output))
+        graph = self.onnx.helper.make_graph([node], "constant", *infos)
+        evaluator = library("onnx.reference").ReferenceEvaluator(graph, opsets={"": self.opset})
+        return evaluator.run(None, inputs)[0]
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, list[Any]]:
+        """The dimensions of values, as the graph says them or as they can be inferred."""
+        try:
+            graph = self.onnx.shape_inference.infer_shapes(self.model).graph
+        except Exception:  # a model above 2 GB, or one that is wrong elsewhere
+            graph = self.graph
+        infos = ((i.name, i.type.tensor_type) for i in (*graph.value_info, *graph.input))
+        return {name: list(tensor.shape.dim) for name, tensor in infos if tensor.HasField("shape")}
 
     def norms(self) -> dict[str, _Found]:
         """The norm layers by name; one that is called twice, with the same constants, is one."""
@@ -210,13 +236,12 @@ class _Graph:
         return _Found(node.op_type, settings, inputs, [node])
 
     def _rank(self, name: str) -> dict[str, int]:
-        """The rank and channels of a value, where the graph says them."""
-        for info in (*self.graph.input, *self.graph.value_info):
-            if info.name == name and info.type.tensor_type.HasField("shape"):
-                dims = info.type.tensor_type.shape.dim
-                known = {"ndim": len(dims)}
-                return known | ({"channels": dims[1].dim_value} if len(dims) > 1 and dims[1].dim_value else {})
-        return {}
+        """The rank and channels of a value, where they are known."""
+        dims = self.shapes.get(name)
+        if dims is None:
+            return {}
+        channels = dims[1].dim_value if len(dims) > 1 else 0
+        return {"ndim": len(dims), **({"channels": channels} if channels else {})}
 
     def _attributes(self, node: Any) -> dict[str, Any]:
         found = {a.name: self.onnx.helper.get_attribute_value(a) for a in node.attribute}
@@ -228,41 +253,56 @@ class _Graph:
         before, after = self.made.get(node.input[0]), self.users.get(node.output[0], [])
         if node.op_type != "InstanceNormalization" or before is None or before.op_type != "Reshape":
             return None
-        values = [self.constants.get(name) for name in (before.input[1], *node.input[1:3])]
-        if None in values or len(after) != 1 or after[0].op_type != "Reshape":
+        shape, scale, bias = (self.constant(name) for name in (before.input[1], *node.input[1:3]))
+        if shape is None or scale is None or bias is None or len(after) != 1 or after[0].op_type != "Reshape":
             return None
-        shape, scale, bias = (self.onnx.numpy_helper.to_array(value) for value in values)
         if len(shape) != 3 or shape[1] < 1 or (scale != 1).any() or bias.any():
             return None
-        inputs: dict[str, list[tuple[Any, int]]] = {}
-        last = after[0]
-        for op, key in (("Mul", "scale"), ("Add", "bias")):
-            users = self.users.get(last.output[0], [])
-            if len(users) == 1 and users[0].op_type == op:
-                index = next((i for i, name in enumerate(users[0].input) if name in self.constants), None)
-                if index is not None:
-                    inputs[key], last = [(users[0], index)], users[0]
         settings = {"num_groups": int(shape[1]), "epsilon": 1e-5, **self._attributes(node)}
         settings |= self._rank(before.input[0])
+        inputs: dict[str, list[tuple[Any, int]]] = {}
+        last = after[0]
+        for op, key, nothing in (("Mul", "scale", 1), ("Add", "bias", 0)):
+            users = self.users.get(last.output[0], [])
+            if len(users) != 1 or users[0].op_type != op:
+                continue
+            found = ((i, self.constant(name)) for i, name in enumerate(users[0].input))
+            index, value = next(((i, value) for i, value in found if value is not None), (0, None))
+            if value is not None and _of_channels(value.shape, settings):
+                inputs[key], last = [(users[0], index)], users[0]
+            elif value is not None and value.size == 1 and value.item() == nothing:  # of a layer without affine part
+                last = users[0]
         if not inputs and "channels" in settings:
             settings["lengths"] = (settings["channels"],)
         return _Found("GroupNormalization", settings, inputs, [node]), last
 
     def write(self, norm: _Found, name: str, key: str, value: Array) -> None:
         """Write an array of a layer; exporters merge constants that are equal, and this one gets one of its own."""
-        where, numpy_helper = norm.places[key], self.onnx.numpy_helper
-        old = self.constants[where]
-        value = value.astype(self.onnx.helper.tensor_dtype_to_np_dtype(old.data_type)).reshape(tuple(old.dims))
-        initializers = {tensor.name for tensor in self.graph.initializer}
-        if where not in initializers or len(self.users[where]) > len(norm.inputs[key]):
+        where = norm.places[key]
+        old = self.value(where, name)
+        if where not in self.initializers or len(self.users[where]) > len(norm.inputs[key]):
             names = (f"{name}.{key}{'_' * n}" for n in itertools.count())
-            where = next(new for new in names if new not in self.constants and new not in self.made)
+            where = next(new for new in names if new not in self.initializers and new not in self.made)
             for node, index in norm.inputs[key]:
-                self.users[node.input[index]].remove(node)
-                node.input[index] = where
+                before, node.input[index] = node.input[index], where
+                self._left(before, node)
             self.users[where] = [node for node, _ in norm.inputs[key]]
-            old = self.constants[where] = self.graph.initializer.add()
-        old.CopyFrom(numpy_helper.from_array(value, where))
+            self.initializers[where] = self.graph.initializer.add()
+        value = value.astype(old.dtype).reshape(old.shape)
+        self.initializers[where].CopyFrom(self.onnx.numpy_helper.from_array(value, where))
+
+    def _left(self, where: str, user: Any) -> None:
+        """A node uses a constant no more: one that nobody uses is left out, with what it was made of."""
+        self.users[where].remove(user)
+        if self.users[where] or any(where == info.name for info in (*self.graph.input, *self.graph.output)):
+            return
+        if self.initializers.pop(where, None) is not None:
+            del self.graph.initializer[[tensor.name for tensor in self.graph.initializer].index(where)]
+        else:
+            node = self.made[where]
+            self.graph.node.remove(node)
+            for name in node.input:
+                self._left(name, node)
 
     def set(self, node: Any, settings: Mapping[str, Any]) -> None:
         """Write eps and momentum into a node."""
@@ -271,6 +311,24 @@ class _Graph:
                 for a in [a for a in node.attribute if a.name == key]:
                     node.attribute.remove(a)
                 node.attribute.append(self.onnx.helper.make_attribute(key, float(settings[key])))
+
+
+def _inputs(node: Any) -> Iterator[str]:
+    """What a node uses, by itself or in the branches that it holds."""
+    yield from node.input
+    for branch in (graph for a in node.attribute for graph in (a.g, *a.graphs)):
+        for inner in branch.node:
+            yield from _inputs(inner)
+
+
+def _of_channels(shape: tuple[int, ...], settings: Mapping[str, Any]) -> bool:
+    """Whether a factor or summand of this shape has a value for each channel of a group norm, and nothing else."""
+    ndim = settings.get("ndim", len(shape) + (shape[:1] != (1,)) if shape[-1:] == (1,) else 0)
+    padded = (1,) * (ndim - len(shape)) + shape
+    if len(padded) != ndim or ndim < 2 or math.prod(shape) != padded[1]:
+        return False
+    known = settings.get("channels")
+    return padded[1] == known or (known is None and padded[1] > 1 and padded[1] % settings["num_groups"] == 0)
 
 
 def _scope(node: Any) -> str:
@@ -294,9 +352,7 @@ def _one(onnx: Any, native: Native) -> tuple[list[Any], dict[str, Array]]:
     return [node], {key: native.arrays[key] for key in keys}
 
 
-def _group(onnx: Any, native: Native, ndim: int | None) -> tuple[list[Any], dict[str, Array]]:
-    if ndim is None:
-        raise ConversionError("ONNX's group norm has parameters of the rank of x: give ndim.")
+def _group(onnx: Any, native: Native, ndim: int) -> tuple[list[Any], dict[str, Array]]:
     groups, eps = native.settings["num_groups"], native.settings["epsilon"]
     scale, bias = native.arrays["scale"], native.arrays["bias"]
     column = (len(scale), *[1] * (ndim - 2))

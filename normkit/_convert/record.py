@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
+import operator
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
+
+from .. import _validate as check
+from .._dispatch import describe
 
 Array = Any
 #: Called with a rule's id and what it did.
@@ -21,6 +26,43 @@ ARRAYS = ("weight", "bias", "mean", "var")
 
 class ConversionError(ValueError):
     """What was received cannot be converted; the message says why."""
+
+
+#: Whether it is a command that was called; and its options that are not called as the argument is.
+_command: ContextVar[bool] = ContextVar("command", default=False)
+_OPTIONS = {"framework": "from"}
+
+
+@contextlib.contextmanager
+def as_options() -> Iterator[None]:
+    """Within it, messages name the command's options in the place of arguments."""
+    token = _command.set(True)
+    try:
+        yield
+    finally:
+        _command.reset(token)
+
+
+def argument(name: str, value: Any = "") -> str:
+    """An argument of ``convert`` or ``inspect``, and its value, as a message has it."""
+    if _command.get():
+        return f"--{_OPTIONS.get(name, name)} {value}".rstrip()
+    return f"{name}={value}" if value != "" else name
+
+
+def checked(function: Callable, *args: Any) -> Any:
+    """What one of normkit's checks makes of a value; what it refuses cannot be converted."""
+    try:
+        return function(*args)
+    except (TypeError, ValueError) as error:
+        raise ConversionError(str(error)) from None
+
+
+def whole(name: str, value: Any) -> int:
+    """An integer of either sign."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ConversionError(f"{name} must be an integer; received {describe(value)}.")
+    return operator.index(value)
 
 
 def at(name: str, function: Callable, *args: Any) -> Any:
@@ -44,8 +86,8 @@ class Momentum:
     def __post_init__(self) -> None:
         if self.weights not in ("old", "new"):
             raise ConversionError(f"momentum weights the 'old' or the 'new' statistics; received {self.weights!r}.")
-        if self.value is not None and not 0 <= self.value <= 1:
-            raise ConversionError(f"momentum must be in [0, 1]; received {self.value!r}.")
+        if self.value is not None:
+            checked(check.fraction, "momentum", self.value)
 
     def of(self, which: str) -> float | None:
         """The weight of the "old" or of the "new" statistics; the complement is taken of the decimal number.
@@ -54,7 +96,7 @@ class Momentum:
         """
         if self.value is None or which == self.weights:
             return self.value
-        return float(1 - Decimal(repr(self.value)))
+        return float(1 - Decimal(str(self.value)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,15 +130,23 @@ class Norm:
     ndim: int | None = None
     #: Whether weight and bias are trained.
     trainable: bool = True
+    #: What else a layer of normkit's was told, by name; None where it is the usual thing.
+    switches: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ConversionError(f"There is no norm layer {self.kind!r}; there are: {', '.join(KINDS)}.")
-        if not (math.isfinite(self.eps) and self.eps >= 0):
-            raise ConversionError(f"eps must be a finite number >= 0; received {self.eps!r}.")
+        checked(check.epsilon, self.eps)
+        checked(check.finite, "weight_offset", self.weight_offset)
+        checked(check.choice, "cast", self.cast, ("output", "input"))
+        if self.ndim is not None:
+            rank = checked(check.positive_int, "ndim", self.ndim)
+            if not all(-rank <= a < rank for a in self.axis):
+                one = self.axis[0] if len(self.axis) == 1 else self.axis
+                raise ConversionError(f"axis must be in [{-rank}, {rank - 1}] for x of rank {rank}; received {one}.")
         if (self.kind == "group_norm") != (self.num_groups is not None):
             raise ConversionError(f"num_groups belongs to group_norm, and to it alone; received {self.num_groups!r}.")
-        if self.num_groups is not None and (self.num_groups < 1 or self.lengths[0] % self.num_groups):
+        if self.num_groups is not None and self.lengths[0] % checked(check.positive_int, "num_groups", self.num_groups):
             raise ConversionError(f"{self.lengths[0]} channels do not divide into {self.num_groups} groups.")
         if (self.mean is None) != (self.var is None):
             have, lack = ("variance", "mean") if self.mean is None else ("mean", "variance")
@@ -159,7 +209,7 @@ def plain_weight(norm: Norm, say: Say) -> Norm:
 def rescaled(norm: Norm, count: int, to: str) -> Norm:
     """The record with its running variance as the convention ``to`` has it for batches of ``count`` values."""
     if count < 2:
-        raise ConversionError(f"count must be at least 2 values per channel and batch; received {count}.")
+        raise ConversionError(f"{argument('count')} must be at least 2 values per channel and batch; received {count}.")
     factor = count / (count - 1) if to == "unbiased" else (count - 1) / count
     var = (norm.var.astype(np.float64) * factor).astype(norm.var.dtype)  # type: ignore[union-attr]
     return norm.but(var=var, variance=to)

@@ -14,12 +14,10 @@ import numpy as np
 
 from . import files
 from .framework import Framework, framework, framework_of
-from .record import Array, ConversionError, Native
+from .record import Array, ConversionError, Native, argument, at
 
 #: Why an array of a file is left out.
 NO_NORM = "it belongs to no norm layer"
-#: What to do about a file that does not say where it comes from.
-GIVE = "give framework=NAME, or --from NAME"
 Settings = Mapping[str, Mapping[str, Any]]
 
 
@@ -34,6 +32,9 @@ class Fallback:
     #: Whether the framework's defaults stand for the rest.
     defaults: bool = False
 
+    def __post_init__(self) -> None:
+        files.by_layer(argument("settings"), self.settings)
+
     def over(self, settings: Settings) -> Fallback:
         """The same, with what a file says itself."""
         return replace(self, settings={**settings, **self.settings})
@@ -44,7 +45,8 @@ class Fallback:
         for pattern, values in self.settings.items():
             if name == pattern or fnmatch.fnmatchcase(name, pattern):
                 given |= values
-        layer = given.pop("layer", None) or reader.guess(arrays)
+        layer = given.pop("layer", None)
+        layer = reader.guess(arrays) if layer is None else layer
         if layer is None:
             return None
         said = {} if self.eps is None else {reader.eps_name: self.eps}
@@ -59,7 +61,7 @@ def of(source, name, fallback: Fallback) -> tuple[Framework, dict[str, Native], 
     if isinstance(source, str | os.PathLike):
         content = files.read(Path(source), name)
         if content.framework is None:
-            raise ConversionError(f"{source} does not say which framework it comes from: {GIVE}.")
+            raise nameless(source)
         if content.model is not None:
             return content.framework, *layers_of(content.framework, content.model)
         return content.framework, *natives_of(content.framework, content.arrays, fallback.over(content.settings))
@@ -77,6 +79,11 @@ def of(source, name, fallback: Fallback) -> tuple[Framework, dict[str, Native], 
     return reader, *natives_of(reader, flattened(reader, source), fallback)
 
 
+def nameless(path: Any) -> ConversionError:
+    """What to say of a file that does not say where it comes from."""
+    return ConversionError(f"{path} does not say which framework it comes from: give {argument('framework', 'NAME')}.")
+
+
 def layers_of(reader: Framework, model: Any) -> tuple[dict[str, Native], dict[str, str]]:
     """The norm layers of a model, and what looks like one and is not known."""
     return dict(reader.layers(model)), reader.strangers(model)
@@ -88,13 +95,15 @@ def natives_of(
     """The norm layers among arrays by name, and the reason for each other array."""
     if not reader.has_files:
         raise ConversionError(f"{reader.name} saves arrays by position, not by name: convert the model in Python.")
+    for pattern, values in fallback.settings.items():
+        at(pattern, reader.validate, values)
     groups, rest = reader.split(flat)
     found = {}
     left = dict.fromkeys(sorted(rest, key=_natural), NO_NORM)
     for name, arrays in sorted(groups.items(), key=lambda item: _natural(item[0])):
         native = fallback.of(reader, name, arrays)
         if native is None:
-            reason = "nothing says which layer it is: give settings" if _alike(arrays) else NO_NORM
+            reason = f"nothing says which layer it is: give {argument('settings')}" if _alike(arrays) else NO_NORM
             left |= dict.fromkeys(sorted(reader.join(name, Native("", {}, arrays))), reason)
         else:
             found[name] = native
@@ -102,7 +111,7 @@ def natives_of(
         if any(name == pattern or fnmatch.fnmatchcase(name, pattern) for name in groups):
             continue
         if "layer" not in values or any(c in pattern for c in "*?["):
-            raise ConversionError(f"settings name {pattern!r}, and no layer with arrays is called that.")
+            raise ConversionError(f"{argument('settings')} name {pattern!r}, and no layer with arrays is called that.")
         found[pattern] = Native(values["layer"], {k: v for k, v in values.items() if k != "layer"})  # has no arrays
     return found, left
 

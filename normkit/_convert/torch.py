@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .framework import LIKE, Framework, channels_at, loaded, number, trailing
+from .framework import LIKE, Framework, channels_at, loaded, number, switch, switches, trailing
 from .record import Array, ConversionError, Momentum, Native, Norm, Say, at, ones, plain_weight
 
 BATCH = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "BatchNorm")
@@ -18,6 +18,8 @@ RANKS = {
     "BatchNorm2d": 4, "BatchNorm3d": 5, "InstanceNorm2d": 4, "InstanceNorm3d": 5, "LayerNorm2d": 4, "RMSNorm2d": 4,
     "FrozenBatchNorm2d": 4,
 }  # fmt: skip
+#: Of a new layer's class, by the rank of x.
+SUFFIXES = {None: "2d", 2: "1d", 3: "1d", 4: "2d", 5: "3d"}
 #: RMS norms of other packages, by class: on which side of the rounding the weight is, and its offset.
 RMS = {
     "GemmaRMSNorm": ("output", 1.0),
@@ -35,7 +37,13 @@ RMS = {
 #: Layer and RMS norms over the channel axis, and batch norms that are never trained.
 CHANNELS = ("LayerNorm2d", "RMSNorm2d")
 FROZEN = ("FrozenBatchNorm2d",)
-KNOWN = (*BATCH, *INSTANCE, *RMS, *CHANNELS, *FROZEN, "LayerNorm", "GroupNorm", "RMSNorm")
+KINDS = {
+    **dict.fromkeys((*BATCH, *FROZEN), "batch_norm"),
+    **dict.fromkeys(INSTANCE, "instance_norm"),
+    "GroupNorm": "group_norm",
+    **dict.fromkeys(("LayerNorm", "LayerNorm2d"), "layer_norm"),
+    **dict.fromkeys(("RMSNorm", "RMSNorm2d", *RMS), "rms_norm"),
+}
 _EPS = ("eps", "variance_epsilon")
 _STATS = {"eps": 1e-5, "momentum": 0.1}
 _SAME = {"weight": "weight", "bias": "bias"}
@@ -45,8 +53,12 @@ class Torch(Framework):
     """``torch.nn``, and state dicts."""
 
     name = "torch"
+    kinds: ClassVar = KINDS
     counters: ClassVar = ("num_batches_tracked",)
     sizes: ClassVar = ("num_features", "num_channels", "normalized_shape")
+    arguments: ClassVar = ("num_groups", *_EPS, "momentum", "track_running_stats", "affine", "elementwise_affine",
+                           "bias", "requires_grad")  # fmt: skip
+    idle: ClassVar = ("device", "dtype", "process_group", "hidden_size", "dim", "channels")
     defaults: ClassVar = {
         **dict.fromkeys((*BATCH, *INSTANCE), _STATS),
         **{name: {"eps": 1e-5} for name in ("LayerNorm", "GroupNorm", *FROZEN)},
@@ -58,36 +70,30 @@ class Torch(Framework):
     }
 
     def read(self, native: Native, say: Say) -> Norm:
-        kind = native.layer
+        layer, kind = native.layer, self.kind(native.layer)
         found = self.named(native)
         count = found.pop("num_batches", None)
         lengths = self.lengths(native, found)
         eps: Any = self.setting(native, next((name for name in _EPS if name in native.settings), "eps"))
         common: dict[str, Any] = {
-            "lengths": lengths, "ndim": RANKS.get(kind), "trainable": native.settings.get("requires_grad", True),
+            "lengths": lengths, "axis": (1,), "ndim": RANKS.get(layer),
+            "trainable": native.settings.get("requires_grad", True) and layer not in FROZEN,
         }  # fmt: skip
-        if kind in BATCH or kind in INSTANCE or kind in FROZEN:
-            if "mean" in found:
-                momentum = self._momentum(native, say)
-                common |= {"momentum": momentum, "variance": "unbiased"}
-                common["num_batches"] = None if count is None else int(np.asarray(count))
-            if kind == "SyncBatchNorm":
-                say("sync-stats", "SyncBatchNorm is read as batch norm")
-            if kind in FROZEN:
-                common["trainable"] = False
-            which = "instance_norm" if kind in INSTANCE else "batch_norm"
-            return Norm(which, axis=(1,), eps=eps, **common, **found)
-        if kind == "GroupNorm":
-            return Norm("group_norm", axis=(1,), eps=eps, num_groups=self.setting(native, "num_groups"), **common,
-                        **found)  # fmt: skip
-        axis = (1,) if kind in CHANNELS else tuple(range(-len(lengths), 0))
-        if kind in RMS or kind in ("RMSNorm", "RMSNorm2d"):
-            cast, offset = RMS.get(kind, ("output", 0.0))
+        if "mean" in found:
+            common |= {"momentum": self._momentum(native, say), "variance": "unbiased"}
+            common["num_batches"] = None if count is None else int(np.asarray(count))
+        if layer == "SyncBatchNorm":
+            say("sync-stats", "SyncBatchNorm is read as batch norm")
+        if kind == "group_norm":
+            common["num_groups"] = self.setting(native, "num_groups")
+        if kind in ("layer_norm", "rms_norm") and layer not in CHANNELS:
+            common["axis"] = tuple(range(-len(lengths), 0))
+        if kind == "rms_norm":
+            common["cast"], common["weight_offset"] = RMS.get(layer, ("output", 0.0))
             if eps is None:
                 eps = float(np.finfo(np.float64 if _wide(found) else np.float32).eps)
                 say("eps-none", f"eps is {eps:.9g}")
-            return Norm("rms_norm", axis=axis, eps=eps, cast=cast, weight_offset=offset, **common, **found)
-        return Norm("layer_norm", axis=axis, eps=eps, **common, **found)
+        return Norm(kind, eps=eps, **common, **found)
 
     def write(self, norm: Norm, say: Say) -> Native:
         norm = plain_weight(norm, say)
@@ -109,7 +115,9 @@ class Torch(Framework):
             return self._native("GroupNorm", settings, norm)
         if norm.kind in ("batch_norm", "instance_norm"):
             prefix = "BatchNorm" if norm.kind == "batch_norm" else "InstanceNorm"
-            layer = f"{prefix}{ {2: '1d', 3: '1d', 4: '2d', 5: '3d'}[norm.ndim] if norm.ndim else '2d' }"
+            if norm.ndim not in SUFFIXES:
+                raise ConversionError(f"torch's {prefix} takes x of rank 2 to 5; received rank {norm.ndim}.")
+            layer = f"{prefix}{SUFFIXES[norm.ndim]}"
             stats = norm.mean is not None
             settings = {"num_features": norm.lengths[0], **settings, "track_running_stats": stats}
             if stats:
@@ -208,7 +216,7 @@ class Torch(Framework):
             "num_features", "num_groups", "num_channels", "normalized_shape", "eps", "variance_epsilon", "momentum",
             "track_running_stats",
         )  # fmt: skip
-        settings = {name: getattr(module, name) for name in names if hasattr(module, name)}
+        settings = {name: getattr(module, name) for name in names if hasattr(module, name)} | switches(module)
         if layer in FROZEN:
             settings = {"eps": 1e-5} | settings
         parameters = [p for _, p in module.named_parameters(recurse=False)]
@@ -248,6 +256,7 @@ class Torch(Framework):
             value = native.settings.get("eps" if name in _EPS else name, self)
             if value is not self and hasattr(module, name):
                 setattr(module, name, value)
+        switch(module, native.settings)
 
 
 def known(module: Any) -> str | None:
@@ -270,7 +279,7 @@ def known(module: Any) -> str | None:
 
 def _listed(base: type) -> bool:
     name = base.__name__
-    return name in KNOWN and (base.__module__.startswith("torch.nn.") or name in RMS or name in CHANNELS + FROZEN)
+    return name in KINDS and (base.__module__.startswith("torch.nn.") or name in RMS or name in CHANNELS + FROZEN)
 
 
 def _tried(module: Any, base: str | None) -> str | None:
