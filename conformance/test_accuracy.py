@@ -1,5 +1,6 @@
 """The stated bound: float32 within 2 units of 2**-23 of max |y| at any offset and scale; constants; NaN contained."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -9,7 +10,7 @@ import normkit as nk
 from normkit.backends import kernels
 from normkit.conformance import inputs, measure, oracle
 from normkit.conformance.libraries import first
-from normkit.conformance.tolerances import SHORTFALLS, tolerance
+from normkit.conformance.tolerances import ONE_FAR_OFF, SHORTFALLS, tolerance, units
 
 FINITE = [x for x in inputs.INPUTS if x.finite]
 LAYERS = ["layer_norm", "rms_norm", "group_norm", "instance_norm", "batch_norm", "batch_norm_train"]
@@ -80,6 +81,56 @@ def test_a_constant_gives_exactly_the_bias(library, layer, value, eps):
         assert np.array_equal(y, np.broadcast_to(expected.astype(np.float64), case.shape)), (
             f"{case.layout}, {case.affine}"
         )
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "options"),
+    [
+        ("layer_norm", (8, 868), {}),
+        ("layer_norm", (4, 4096), {}),
+        ("rms_norm", (4, 4096), {}),
+        ("batch_norm_train", (256, 64), {}),
+        ("batch_norm_train", (2048, 1, 2), {}),
+        ("batch_norm_train", (1024, 4, 4), {}),
+        ("batch_norm_train", (64, 16, 7, 7), {}),
+        ("batch_norm_train", (8, 3, 32, 32), {}),
+        ("batch_norm_train", (64, 7, 7, 64), {"axis": -1}),
+        ("group_norm", (4, 8, 28, 28), {"num_groups": 4}),
+        ("instance_norm", (4, 8, 28, 28), {}),
+    ],
+)
+def test_one_value_far_from_all_others(library, layer, shape, options):
+    """Its square is larger than all others together, whose roundings against it all lean the same way."""
+    by_layer = {"layer_norm": (1,), "rms_norm": (1,), "batch_norm_train": (0, 2, 3), "instance_norm": (2, 3)}
+    over = (0, 1, 2) if options.get("axis") == -1 else by_layer.get(layer, (1, 2, 3))
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        x = np.full(shape, 10 ** rng.uniform(-1, 1))
+        x[tuple(0 if a in over else slice(None) for a in range(len(shape)))] *= 1 + 10 ** rng.uniform(-4, 1)
+        x = inputs.rounded(x, "float32")
+        expected = oracle.forward(layer, {"x": x}, options)
+        given = library.array(x, "float32")
+        found = units(library.numpy(first(getattr(nk, layer)(given, **options))), expected, "float32")
+        assert found <= tolerance("forward", "float32").units, f"seed {seed}: {found:.4g} units"
+        with kernels.off():
+            found = units(library.numpy(first(getattr(nk, layer)(given, **options))), expected, "float32")
+        assert found <= ONE_FAR_OFF.get(library.name, tolerance("forward", "float32")).units, (
+            f"seed {seed}: {found:.4g}"
+        )
+
+
+@pytest.mark.parametrize("served", [True, False], ids=["", "plain"])
+@pytest.mark.parametrize("eps", [1e-5, 0.0])
+@pytest.mark.parametrize("value", [0.0, 1e-20, 3.0, 4.2667753e21])
+def test_the_gradient_of_a_constant(library, value, eps, served):
+    """There is no spread: what is divided by is the root of eps, or 1 in place of 0."""
+    x = library.array(np.full((5, 235), value), "float32")
+    dy = np.random.default_rng(8).normal(size=(5, 235)).astype("f4")
+    with contextlib.nullcontext() if served else kernels.off():
+        _, pullback = nk.vjp(nk.layer_norm, x, eps=eps)
+        (dx,) = pullback(library.array(dy, "float32"))
+    expected = (dy - dy.mean(axis=1, keepdims=True, dtype="f8")) / (eps**0.5 or 1.0)
+    assert units(library.numpy(dx), expected, "float32") <= tolerance("gradient", "float32").units
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -142,6 +142,15 @@ def test_sets_as_wide_as_the_dtype(call, dtype, spread, slope, last):
 
 
 @pytest.mark.parametrize("call", STEADY)
+def test_a_sum_of_squares_that_overflows(call):
+    """Of numbers whose squares do not."""
+    layer, shape, axis = STEADY[call]
+    options = _options(layer, axis, 1.0)
+    plan, arrays = make(layer, shape, options, np.random.default_rng(4), np.dtype("f8"), spread=2e153, offset=20.0)
+    judge(layer, plan, arrays, options, "float64", gradient=False)
+
+
+@pytest.mark.parametrize("call", STEADY)
 @pytest.mark.parametrize("value", [3.3, -1e-30, 7e29, 0.0])
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
 def test_constant_gives_bias(call, value, eps):

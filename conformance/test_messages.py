@@ -87,6 +87,10 @@ FUNCTIONS = {
         lambda a: nk.layer_norm(a.scalar),
         ValueError, r"x must have at least one axis; received an array of shape \(\)\.",
     ),
+    "a long text as axis": (
+        lambda a: nk.layer_norm(a.x, axis="x" * 500),
+        TypeError, r"axis must be an integer; received str 'x{59}…\.",
+    ),
     "negative eps": (
         lambda a: nk.layer_norm(a.x, eps=-1e-5), ValueError, r"eps must be a finite number >= 0; received -1e-05\.",
     ),
@@ -342,6 +346,10 @@ def test_negative_variance(library, dtype):
     if library.name in ("numpy", "torch", "tensorflow") and "cpu" in library.kind(a.x).device.lower():
         text = r"var must not be negative; received a smallest value of -0\.5\."
         refused(lambda: nk.batch_norm(a.x, a.mean, a.negative), ValueError, text)
+        ones = library.array(np.ones(4), dtype)
+        stats = nk.BatchStats(ones, a.negative, 5), nk.BatchStats(ones, ones, 5)
+        refused(lambda: nk.RunningStats(ones, ones).update(stats[0], momentum=0.9), ValueError, rf"batch_stats\.{text}")
+        refused(lambda: nk.RunningStats(ones, a.negative).update(stats[1], momentum=0.9), ValueError, text)
         none = library.array(np.array([0.0, -0.0, np.nan, 1.0]), dtype)  # is negative
         assert np.isfinite(library.numpy(nk.batch_norm(a.x, a.mean, none))[:, [0, 1, 3]]).all()
     else:

@@ -14,6 +14,7 @@ import normkit as nk
 from normkit.conformance import oracle
 from normkit.conformance.libraries import first
 from normkit.conformance.package import fresh
+from normkit.conformance.tolerances import tolerance, units
 
 torch = importlib.import_module("torch")
 layers = importlib.import_module("normkit.torch")
@@ -288,6 +289,20 @@ def test_small_graphs_keep_their_digits(layer):
         wanted = oracle.forward(layer, {"x": x}, options)
         off = np.abs(call(torch.tensor(x)).numpy() - wanted).max() / np.abs(wanted).max()
         assert off <= 2 * 2.0**-23, (name, off * 2**23)
+
+
+def test_a_first_value_far_away_has_its_gradient():
+    """Where dy has a mean: 44 units where what is left of the mean of x̂ was not taken out again."""
+    torch.compiler.reset()
+    rng = np.random.default_rng(0)
+    x = (1 + 1e-3 * rng.standard_normal((2, 30000))).astype("f4")
+    x[:, 0] = 10.3
+    dy = (100 + rng.standard_normal(x.shape)).astype("f4")
+    given = torch.tensor(x, requires_grad=True)
+    y = torch.compile(nk.layer_norm, fullgraph=True)(given)
+    found = torch.autograd.grad(y, given, torch.tensor(dy))[0].numpy()
+    wanted, scales = oracle.vjp_and_scales("layer_norm", {"x": x}, dy, {})
+    assert units(found, wanted["x"], "float32", scales["x"]) <= tolerance("gradient", "float32").units
 
 
 @pytest.mark.parametrize("rows", [1024, 1021], ids=["in stages", "in float64"])

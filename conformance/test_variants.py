@@ -302,6 +302,13 @@ def test_the_threshold_where_y_meets_it(library):
     assert np.isnan(library.numpy(nk.filter_response_norm(nan, threshold=zero))).all()
 
 
+def test_a_bound_of_another_library(library):
+    a = arrays(library)
+    other = pytest.importorskip("array_api_strict").asarray(3.0) if library.name == "numpy" else np.array(3.0)
+    text = r"r_max must be of the same library as x \([\w-]+\); received .*: convert one of them\."
+    refused(lambda: nk.batch_renorm_train(a.x, a.mean, a.var, r_max=other), TypeError, text)
+
+
 REFUSED = {
     "r_max below 1": (
         lambda a: nk.batch_renorm_train(a.x, a.mean, a.var, r_max=0.5),

@@ -13,6 +13,9 @@ MISLEADING = {
     "numpy.matrix": "numpy.asarray makes it one",
 }
 
+#: So much of a value stands in a message.
+LONGEST = 60
+
 _by_type: dict[type, Backend] = {}
 
 
@@ -45,7 +48,10 @@ def describe(x: Any) -> str:
     kind = type(x)
     where = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
     text = f"{where}{kind.__qualname__}"
-    return f"{text} {x!r}" if isinstance(x, (int, float, complex, str)) else text
+    if not isinstance(x, (int, float, complex, str)):
+        return text
+    shown = repr(x)
+    return f"{text} {shown}" if len(shown) <= LONGEST else f"{text} {shown[:LONGEST]}…"
 
 
 __all__ = ["UnknownBackendError", "backend_of", "describe"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from numbers import Number
 from typing import Any
 
 from ._dispatch import _by_type, backend_of, describe
@@ -100,12 +101,16 @@ def _floating(backend: Backend, name: str, a: Any) -> None:
         )
 
 
-def _same_place(backend: Backend, x: Any, name: str, a: Any, of: str = "x") -> None:
-    other = backend_of(name, a)
-    if other is not backend:
+def library(backend: Backend, name: str, a: Any, of: str = "x") -> None:
+    """``a`` is an array of this library."""
+    if backend_of(name, a) is not backend:
         raise TypeError(
             f"{name} must be of the same library as {of} ({backend.name}); received {describe(a)}: convert one of them."
         )
+
+
+def _same_place(backend: Backend, x: Any, name: str, a: Any, of: str = "x") -> None:
+    library(backend, name, a, of)
     ours, theirs = backend.device(x), backend.device(a)
     if ours != theirs:
         raise ValueError(
@@ -251,7 +256,7 @@ def several_taps(plan: Plan) -> None:
 
 def bound(name: str, value: Any, least: float) -> Any:
     """A number that is not less, or an array of shape (), whose value is not looked at."""
-    if getattr(value, "shape", None) == () and hasattr(value, "dtype"):
+    if getattr(value, "shape", None) == () and not isinstance(value, Number):  # as NumPy's scalars are
         return value
     if math.isnan(found := number(name, value)) or found < least:
         raise ValueError(f"{name} must be at least {least:g}; received {value}.")

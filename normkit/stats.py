@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from . import _validate as check
+from ._dispatch import backend_of
 from ._policies import Policies, checked, merged
 from .core.normalize import BatchStats
 
@@ -61,9 +62,9 @@ class RunningStats(NamedTuple):
         TypeError
             The statistics are of different libraries, or a count is neither an integer nor an array.
         ValueError
-            momentum is outside [0, 1], unbiased neither True nor False, a count negative, the statistics have different
-            shapes, a policy is none of these or refuses the batch; in a program that is being traced: "raise" of what
-            has no values yet.
+            momentum is outside [0, 1], unbiased neither True nor False, a count or a variance (of arrays in host
+            memory) negative, the statistics have different shapes, a policy is none of these or refuses the batch; in a
+            program that is being traced: "raise" of what has no values yet.
 
         Notes
         -----
@@ -73,7 +74,10 @@ class RunningStats(NamedTuple):
         policies = _USUAL
         if single_value is not None or empty_batch != "keep" or nonfinite != "propagate":
             policies = checked(Policies(single_value, empty_batch, nonfinite), _USUAL)
-        return self._merged("RunningStats.update", batch_stats, momentum, unbiased, policies)
+        updated = self._merged("RunningStats.update", batch_stats, momentum, unbiased, policies)
+        for name, var in (("var", self.var), ("batch_stats.var", batch_stats.var)):
+            check.variance(backend_of(name, var), name, var)
+        return updated
 
     def _merged(
         self, owner: str, batch_stats: BatchStats, momentum: float | None, unbiased: bool, policies: Policies

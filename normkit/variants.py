@@ -106,6 +106,9 @@ def _corrected(x, weight, bias, *, mean, var, r_max, d_max, axis=1, eps=1e-5, **
     # What is refused of batch norm in inference is refused here.
     _calls.batch_norm(x, mean, var, weight, bias, axis=axis, eps=eps)
     backend, plan, operands = _calls.batch_norm_train(x, axis=axis, eps=eps, **options)
+    for name, value in (("r_max", r_max), ("d_max", d_max)):
+        if not isinstance(value, float):
+            check.library(backend, name, value)
     xp = backend.namespace(x)
     seen = operands._replace(x=backend.constant(x))
     stats = backend.apply(plan, seen)[1]

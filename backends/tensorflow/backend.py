@@ -239,7 +239,7 @@ def _habits(plan: Plan, x: Array) -> Habits:
             return GRAPH
         return SHORT._replace(lanes=LANES if LANES <= run <= LANES_RUN else 0)
     if _on_host(x):
-        return Habits(wide=not plan.trailing, rescue=rescue_if_needed, hasty=True)
+        return Habits(wide=True, staged=True, rescue=rescue_if_needed, hasty=True)
     return Habits(wide=not plan.trailing)
 
 

@@ -153,10 +153,9 @@ def _habits(plan: Plan, x: torch.Tensor) -> Habits:
         # Sums are trees, and looking at a value would wait for the device.
         return Habits(rounded=rounded)
     # Sums are cascades along one axis or the last ones in memory, and one by one over some sets of others.
-    wide = not (plan.trailing and x.is_contiguous())
     if _traced(x):
-        return Habits(wide, staged=True, rounded=rounded)
-    return Habits(wide, staged=True, rescue=rescue_if_needed, hasty=True, rounded=rounded)
+        return Habits(wide=not (plan.trailing and x.is_contiguous()), staged=True, rounded=rounded)
+    return Habits(wide=True, staged=True, rescue=rescue_if_needed, hasty=True, rounded=rounded)
 
 
 def _rounded(_: Any, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

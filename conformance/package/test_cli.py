@@ -141,6 +141,7 @@ def test_a_broken_backend_is_exit_status_1(code, message, tmp_path):
         (["check", "--bakend", "numpy"], "No such option '--bakend'"),
         (["check", "--color", "pink"], "'pink' is not one of 'auto', 'always', 'never'"),
         (["check", "--json", "no/such/folder.json"], "--json cannot write 'no/such/folder.json': No such file"),
+        (["check", "--json", "-"], "--json wants a file to write to; received '-', and standard output has the table."),
         (["check", "--json", "."], "--json wants a file to write to; received '.', which is none."),
         (["bench", "--backend", "nothing"], "There is no benchmark of 'nothing'; there are: numpy, torch, "),
         (["bench", "--goals", "--sweep"], "--goals and --sweep are two runs: ask for one."),

@@ -64,8 +64,7 @@ class Habits(NamedTuple):
     short: Callable[[Array, tuple[int, ...]], bool] = never
     #: Of others, a shape in which two stages of them are: the axes of the first and of the second.
     stages: Callable[[Array, tuple[int, ...]], tuple[list[Any], tuple[int, ...], tuple[int, ...]] | None] = at_once
-    #: Of several axes the last may be summed in float32 before: for a library that adds well along one axis, and for
-    #: which float64 is slow.
+    #: But a few along the last axis are summed in float32 before: for a library that is slow to make float64 of all.
     staged: bool = False
     #: Add at most so many numbers one after the other, then the sums, without float64: for a compiler whose loops do
     #: (XLA on a processor). 0 leaves sums to the library.
@@ -136,6 +135,9 @@ _FLOAT32 = _Range(2.0**110, 2.0**-90, 2.0**40, 2.0**-80, 2.0**-30, 2.0**70, 2.0*
 _FLOAT64 = _Range(2.0**950, 2.0**-850, 2.0**400, 2.0**-600, 2.0**-300, 2.0**500, 2.0**-90, 2.0**-430, 2.0**1022)
 
 
+#: So many numbers are added in float32 where sums are staged: along memory, side by side and in pairs; and across it.
+ALONG, ACROSS = 32, 8
+
 #: At least so many sums stand side by side, for vector registers.
 LANES = 32
 
@@ -158,9 +160,7 @@ def total(xp, x: Array, axes: tuple[int, ...], habits: Habits, over: Array | int
         found = xp.sum(xp.sum(xp.reshape(x, shape), axis=first, keepdims=True), axis=second)
         return _by(xp.reshape(found, _without(x, axes)), over)
     dtype = x.dtype
-    if habits.staged and len(axes) > 1:
-        x, axes = _sum(xp, x, axes[-1:], habits), axes[:-1]
-    found = _sum(xp, x, axes, habits, xp.float64)
+    found = _by_runs(xp, x, axes, habits) if habits.staged else _sum(xp, x, axes, habits, xp.float64)
     return xp.astype(_by(found, over if is_number(over) else xp.astype(over, xp.float64)), dtype)
 
 
@@ -181,6 +181,18 @@ def _without(x: Array, axes: tuple[int, ...]) -> list[Any]:
     return [1 if a in axes else n for a, n in enumerate(x.shape)]
 
 
+def _by_runs(xp, x: Array, axes: tuple[int, ...], habits: Habits) -> Array:
+    """The sum in float64 of sums in float32 of a few numbers along the last of the axes."""
+    axis = axes[-1]
+    n, run = x.shape[axis], ALONG if axis == x.ndim - 1 else ACROSS
+    whole = n - n % run
+    if not whole:
+        return _sum(xp, _sum(xp, x, (axis,), habits), axes, habits, xp.float64)
+    runs = xp.reshape(_part(x, axis, 0, whole), (*x.shape[:axis], -1, run, *x.shape[axis + 1 :]))
+    found = _sum(xp, xp.sum(runs, axis=axis + 1), axes, habits, xp.float64)
+    return found if whole == n else found + _by_runs(xp, _part(x, axis, whole, n), axes, habits)
+
+
 def _in_stages(xp, x: Array, axes: tuple[int, ...], habits: Habits) -> Array:
     """The sum of sums of at most ``habits.longest`` numbers; along an axis of unknown length, in float64.
 
@@ -190,7 +202,7 @@ def _in_stages(xp, x: Array, axes: tuple[int, ...], habits: Habits) -> Array:
     halved = 0
     for axis in reversed(axes):
         while (n := x.shape[axis]) is not None and n > habits.longest:
-            run = min(n // LANES, habits.longest)
+            run = min(max(n // LANES, 2), habits.longest)
             run = next((k for k in range(run, run // 2, -1) if n % k == 0), run)
             lanes, rest = divmod(n, run)
             before, after = list(x.shape[:axis]), list(x.shape[axis + 1 :])
@@ -293,14 +305,20 @@ def moments(
         down = xp.minimum(scale, xp.ones_like(scale))
         # Not divided twice by scale: XLA would divide by its square, which is zero.
         var = xp.minimum(square, limits.most * down * down) * inverse * inverse
-        return xp.sqrt(square) * inverse, xp.minimum(scale / root, xp.full_like(root, limits.most)), var
+        rstd = xp.minimum(scale / root, xp.full_like(root, limits.most))
+        if not plan.eps:
+            rstd = xp.where(square > 0, rstd, xp.ones_like(rstd))
+        return xp.sqrt(square) * inverse, rstd, var
 
     spread, rstd, var = habits.rescue(plain, rescued)
     factor = rstd
     if plan.center:
         height = xp.abs(mean)
-        constant = (spread < height * limits.noise) & (height > limits.faint)
+        constant = spread < height * limits.noise
+        if not limits.needs_up(plan.eps):
+            constant = constant & (height > limits.faint)
         factor = xp.where(constant, xp.zeros_like(rstd), rstd)
+        rstd = xp.where(constant, xp.full_like(rstd, plan.eps**-0.5 if plan.eps else 1.0), rstd)
         residue = xp.where(constant, one_of(shifted), residue)
         var = xp.where(constant, xp.zeros_like(var), var)
     return d, habits.stored(factor, plan.axes), Moments(mean, residue, var, rstd, count)
@@ -309,9 +327,9 @@ def moments(
 def _in_one_pass(xp, plan: Plan, x: Array, habits: Habits, count: Array | int) -> tuple[Array, Array, Moments]:
     """The same from sums of what float32 x is from one value of its set, and of its squares, in float64's range.
 
-    With ``s = x - x[0]``, ``m = x[0] + mean(s)`` and ``v = mean(s·s) - mean(s)²``. A set that holds x[0] has a variance
-    of ``mean(s)² / (n - 1)`` at least, so that the difference keeps its digits up to many millions of elements; of a
-    constant set all is exact.
+    With ``s = x - x[0]`` in float64, ``m = x[0] + mean(s)`` and ``v = mean(s·s) - mean(s)²``. A set that holds x[0] has
+    a variance of ``mean(s)² / (n - 1)`` at least, so that the difference keeps its digits up to many millions of
+    elements; of a constant set all is exact.
     """
     share = 1 / at_least_one(xp, count)
 
@@ -320,16 +338,19 @@ def _in_one_pass(xp, plan: Plan, x: Array, habits: Habits, count: Array | int) -
             return _side_by_side(xp, values, plan.axes, habits.lanes) * share
         return _sum(xp, values, plan.axes, habits) * share
 
-    d, shifted, mean, residue = x, x, None, None
+    def wide(values):
+        return xp.astype(values, xp.float64)
+
+    d, s, mean, residue = x, wide(x), None, None
     if plan.center:
-        mean = habits.one_of(x, plan.axes)
-        shifted = x - mean
-    s = xp.astype(shifted, xp.float64)
-    if plan.center:
+        # Exact, as are mean and residue: x[0] may be far from all others.
+        start = wide(habits.one_of(x, plan.axes))
+        s = s - start
         shift = average(s)
-        # In two steps from x: to the mean itself would take a third, by what its rounding took.
-        residue = habits.stored_mean(xp.astype(shift, x.dtype), plan.axes)
-        d = shifted - residue
+        exact = start + shift
+        mean = habits.stored_mean(xp.astype(exact, x.dtype), plan.axes)
+        residue = habits.stored_mean(xp.astype(exact - wide(mean), x.dtype), plan.axes)
+        d = (x - mean) - residue
     var = average(s * s)
     if plan.center:
         var = xp.maximum(var - shift * shift, xp.zeros_like(var))

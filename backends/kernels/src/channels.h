@@ -151,8 +151,7 @@ template <class T> struct Channels {
     for (; k < kend; ++k) {
       const i64 first = chunks.first(k), last = chunks.last(k), start = chunks.start(k), length = chunks.length(k);
       const double n = double((last - first) * length);
-      V s[Shares::kBlock], q[Shares::kBlock];
-      for (i64 i = c; i < end; ++i) s[i - c] = q[i - c] = V{};
+      Long<A> s[Shares::kBlock], q[Shares::kBlock];
       for (i64 o = first; o < last; ++o)
         for (i64 i = c; i < end; ++i) add_run<T, true>(x(o, i) + start, length, pivots[i - c], s[i - c], q[i - c], ahead);
       for (i64 i = c; i < end; ++i) {
@@ -161,7 +160,7 @@ template <class T> struct Channels {
         if (!near(n, ds, dq)) {
           const A again = A(double(pivots[i - c]) + ds / n);
           shift = double(again) - double(pivots[i - c]);
-          V s2{}, q2{};
+          Long<A> s2, q2;
           for (i64 o = first; o < last; ++o) add_run<T, true>(x(o, i) + start, length, again, s2, q2);
           ds = sum(s2), dq = sum(q2);
         }
@@ -204,7 +203,7 @@ template <class T> struct Places {
   using A = Acc<T>;
   using V = Vec<A>;
   static constexpr int W = kLanes<A>;
-  static constexpr i64 kMost = Shares::kWidth + 2 * Shares::kShort, kSamples = 256;  // samples summed in A
+  static constexpr i64 kMost = Shares::kWidth + 2 * Shares::kShort;
   using Table = A[kMost];
 
   const Channels<T> &job;
@@ -231,11 +230,12 @@ template <class T> struct Places {
     for (; o + most <= last; o += most) f(std::integral_constant<int, most>{}, o);
     for (; o < last; ++o) f(std::integral_constant<int, 1>{}, o);
   }
-  // take(channel, sum of s, sum of q) for all that of(number of samples, the first, place) gives as s and q.
-  template <class Of, class Take> void sums(A *s, A *q, const Of &of, const Take &take) const {
-    for (i64 o = sample; o < last; o += kSamples) {
+  // take(channel, sum of s, sum of q) for all that of(number of samples, the first, place) gives as s and q; those of `most`
+  // samples are summed in A.
+  template <i64 most, class Of, class Take> void sums(A *s, A *q, const Of &of, const Take &take) const {
+    for (i64 o = sample; o < last; o += most) {
       memset(s, 0, sizeof(A) * size_t(width)), memset(q, 0, sizeof(A) * size_t(width));
-      samples<8>(o, least(last, o + kSamples), [&](auto many, i64 sample) {
+      samples<8>(o, least(last, o + most), [&](auto many, i64 sample) {
         each([&](i64 i, i64 repeated) {
           auto [vs, vq] = of(many, sample, i);
           if (repeated) vs = last_lanes<A>(vs, W - repeated), vq = last_lanes<A>(vq, W - repeated);
@@ -264,7 +264,7 @@ template <class T> struct Joined : Places<T> {
     P::fill(pivot, [&](i64 c) { return job.pivot(c); });
     for (i64 c = first; c < end; ++c)
       for (i64 i = k; i < kend; ++i) spreads[c * count + i] = Spread{};
-    P::sums(
+    P::template sums<64>(
         scale, shift,
         [&](auto many, i64 o, i64 i) {
           const T *x = job.x(o, first) + i;

@@ -31,7 +31,7 @@ template <class T> struct JoinedGradients : Places<T> {
     const i64 count = job.chunks.count;
     for (i64 c = first; c < end; ++c)
       for (i64 i = k; i < kend; ++i) parts[c * count + i] = Sums{};
-    P::sums(
+    P::template sums<256>(
         dy, slope,
         [&](auto many, i64 o, i64 i) {
           const T *x = job.x(o, first) + i, *g = job.dy(o, first) + i;
@@ -92,8 +92,7 @@ template <class T> bool channels_backward(const Args &a) {
   const auto gather = [&](i64 c, i64 end, i64 k, i64 kend, i64 ahead) {
     for (; k < kend; ++k) {
       const i64 start = chunks.start(k), length = chunks.length(k);
-      V s[Shares::kBlock], q[Shares::kBlock];
-      for (i64 i = c; i < end; ++i) s[i - c] = q[i - c] = V{};
+      Long<A> s[Shares::kBlock], q[Shares::kBlock];
       for (i64 o = chunks.first(k); o < chunks.last(k); ++o)
         for (i64 i = c; i < end; ++i) {
           const T *dy = job.dy(o, i) + start;

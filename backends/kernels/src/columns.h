@@ -12,7 +12,7 @@ template <class T> struct Columns {
   using A = Acc<T>;
   using V = Vec<A>;
   static constexpr int W = kLanes<A>;
-  static constexpr i64 kRows = 256;  // rows summed in A; those sums are added up in double
+  static constexpr i64 kRows = 256;  // of a block at least
 
   const Args &a;
   i64 channels, fold, width, vectors, slots, rows, block, blocks;
@@ -110,28 +110,19 @@ template <class T> struct Columns {
   }
 };
 
-// Memory for one block of rows: sums in A, and what they add up to in double.
-template <class A> struct ColumnWork {
-  A *s, *q;
-  double *ds, *dq;
-
-  ColumnWork(A *sums, double *totals, i64 slots) : s(sums), q(sums + slots), ds(totals), dq(totals + slots) {}
+// The sums of two numbers over a block of rows, for each slot.
+struct ColumnSums {
+  double *s, *q;
+  ColumnSums(double *sums, i64 slots) : s(sums), q(sums + slots) {}
 };
 
-// The sums of rows [r, end): add(count, fetched) adds eight at a time to those in A, and kRows of them are added up in double.
-template <class T, class F>
-inline void add_rows(const Columns<T> &job, i64 &r, i64 end, const ColumnWork<Acc<T>> &work, const F &add) {
+// The sums of rows [r, end): add(count, fetched) adds eight at a time to them.
+template <class T, class F> inline void add_rows(const Columns<T> &job, i64 &r, i64 end, const ColumnSums &sums, const F &add) {
   const i64 first = job.from * kLanes<Acc<T>>, n = (job.to - job.from) * kLanes<Acc<T>>;
-  const auto zero = [&](auto *p) { memset(p + first, 0, sizeof *p * size_t(n)); };
+  memset(sums.s + first, 0, sizeof(double) * size_t(n)), memset(sums.q + first, 0, sizeof(double) * size_t(n));
   const auto all = [&](auto fetched) {
-    zero(work.ds), zero(work.dq);
-    while (r < end) {
-      const i64 last = least(end, r + Columns<T>::kRows);
-      zero(work.s), zero(work.q);
-      for (; r + 8 <= last; r += 8) add(std::integral_constant<int, 8>{}, fetched);
-      for (; r < last; ++r) add(std::integral_constant<int, 1>{}, fetched);
-      for (i64 k = first; k < first + n; ++k) work.ds[k] += work.s[k], work.dq[k] += work.q[k];
-    }
+    for (; r + 8 <= end; r += 8) add(std::integral_constant<int, 8>{}, fetched);
+    for (; r < end; ++r) add(std::integral_constant<int, 1>{}, fetched);
   };
   if (job.hidden() && job.to - job.from == job.vectors) all(std::true_type{});
   else all(std::false_type{});
@@ -139,27 +130,26 @@ inline void add_rows(const Columns<T> &job, i64 &r, i64 end, const ColumnWork<Ac
 
 // Sums about the pivots of d and d² for rows [r, end), all slots.
 template <class T>
-inline void column_sums(const Columns<T> &job, i64 o, i64 r, i64 end, const Acc<T> *pivot, const ColumnWork<Acc<T>> &work) {
+inline void column_sums(const Columns<T> &job, i64 o, i64 r, i64 end, const Acc<T> *pivot, const ColumnSums &sums) {
   using A = Acc<T>;
   using V = Vec<A>;
   constexpr int W = kLanes<A>;
-  A *const s = work.s, *const q = work.q;
   const auto add = [&](auto count, auto fetched) {
     constexpr int n = decltype(count)::value;
     const T *x = job.x(o, r), *next = x + job.ahead(n);
     for (i64 v = job.from; v < job.to; ++v) {
       const i64 column = job.at(v);
       const V p = load(pivot + v * W);
-      V vs{}, vq{};
+      V vs[2] = {}, vq[2] = {};
       for (int k = 0; k < n; ++k) {
         if constexpr (decltype(fetched)::value) fetch<W>(next + (v * n + k) * W);
         const V d = load(x + k * job.width + column) - p;
-        vs += d, vq += d * d;
+        vs[k % 2] += d, vq[k % 2] += d * d;
       }
-      store(s + v * W, load(s + v * W) + vs), store(q + v * W, load(q + v * W) + vq);
+      add_to<A>(sums.s + v * W, vs[0] + vs[1]), add_to<A>(sums.q + v * W, vq[0] + vq[1]);
     }
   };
-  add_rows(job, r, end, work, add);
+  add_rows(job, r, end, sums, add);
 }
 
 // Pivots for the columns: means, about the first row, over rows from all parts of the sample.
@@ -242,7 +232,7 @@ template <class T> bool columns_forward(const Args &a) {
   const A *b = param<A>(memory, a.bias, a.btype, C, 0, 0, std::is_same_v<T, bfloat>);
   A *of_channel = memory.take<A>(tables * 3 * C), *of_slot = memory.take<A>(tables * 3 * S);
   const i64 sets = a.given() ? 0 : samples, tasks = sets * job.blocks;
-  A *pivots = memory.take<A>(sets * S), *work = memory.take<A>(tasks * 2 * S);
+  A *pivots = memory.take<A>(sets * S);
   double *parts = memory.take<double>(tasks * 2 * S), *sums = memory.take<double>(sets * 2 * S);
   Spread *spreads = memory.take<Spread>(sets * C);
   bool *extreme = memory.take<bool>(samples * a.groups);
@@ -271,7 +261,7 @@ template <class T> bool columns_forward(const Args &a) {
 
   const auto gather = [&](const Columns<T> &part, i64 o, i64 k, i64 r, i64 end) {
     const i64 t = o * job.blocks + k;
-    column_sums(part, o, r, end, pivots + o * S, ColumnWork<A>(work + t * 2 * S, parts + t * 2 * S, S));
+    column_sums(part, o, r, end, pivots + o * S, ColumnSums(parts + t * 2 * S, S));
   };
   const auto add_blocks = [&](const Columns<T> &part, i64 o) {
     part.add_blocks(parts + o * job.blocks * 2 * S, sums + o * 2 * S);

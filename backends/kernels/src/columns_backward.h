@@ -14,11 +14,10 @@ template <class A> struct Slopes {
 // Sums of dy and dy·x̂ of rows [r, end), all slots; `write`: and dx = dy·scale, where no sum is part of it.
 template <class T, bool write, bool streamed>
 inline void column_projections(const Columns<T> &job, i64 o, i64 r, i64 end, const AffineTable<Acc<T>> &slot, const Acc<T> *scales,
-                               const ColumnWork<Acc<T>> &work) {
+                               const ColumnSums &sums) {
   using A = Acc<T>;
   using V = Vec<A>;
   constexpr int W = kLanes<A>;
-  A *const s = work.s, *const q = work.q;
   const auto add = [&](auto count, auto fetched) {
     constexpr int n = decltype(count)::value;
     const T *x = job.x(o, r), *dy = job.dy(o, r);
@@ -27,7 +26,7 @@ inline void column_projections(const Columns<T> &job, i64 o, i64 r, i64 end, con
     for (i64 v = job.from; v < job.to; ++v) {
       const i64 c = job.at(v);
       const V mean = load(slot.mean + v * W), rstd = load(slot.scale + v * W), drift = load(slot.shift + v * W);
-      V vs{}, vq{};  // by themselves at first: an eighth of the roundings is at the height of the long sum
+      V vs{}, vq{};
       const V scale = write ? load(scales + v * W) : V{};
       for (int k = 0; k < n; ++k) {
         const i64 i = k * job.width + c, in_order = next + (v * n + k) * W;
@@ -36,10 +35,10 @@ inline void column_projections(const Columns<T> &job, i64 o, i64 r, i64 end, con
         vs += g, vq += g * ((load(x + i) - mean) * rstd + drift);
         if constexpr (write) store<streamed && n == 8>(dx + i, g * scale);
       }
-      store(s + v * W, load(s + v * W) + vs), store(q + v * W, load(q + v * W) + vq);
+      add_to<A>(sums.s + v * W, vs), add_to<A>(sums.q + v * W, vq);
     }
   };
-  add_rows(job, r, end, work, add);
+  add_rows(job, r, end, sums, add);
   if (streamed) fence();
 }
 
@@ -82,7 +81,6 @@ template <class T> bool columns_backward(const Args &a) {
   Scratch memory;
   const A *w = param<A>(memory, a.weight, a.wtype, C, 1, a.offset, std::is_same_v<T, bfloat>);
   A *of_channel = memory.take<A>(samples * 6 * C), *of_slot = memory.take<A>(samples * 6 * S);
-  A *work = memory.take<A>(tasks * 2 * S);
   double *parts = memory.take<double>(tasks * 2 * S), *totals = memory.take<double>(samples * 2 * S);
   double *sums = memory.take<double>(samples * 2 * C);
   if (memory.failed) return false;
@@ -121,7 +119,7 @@ template <class T> bool columns_backward(const Args &a) {
     return [&](const Columns<T> &part, i64 o, i64 k, i64 r, i64 end) {
       const i64 t = o * job.blocks + k;
       column_projections<T, decltype(write)::value, decltype(streamed)::value>(
-          part, o, r, end, table(of_slot, o, S), slopes(of_slot, o, S).scale, ColumnWork<A>(work + t * 2 * S, parts + t * 2 * S, S));
+          part, o, r, end, table(of_slot, o, S), slopes(of_slot, o, S).scale, ColumnSums(parts + t * 2 * S, S));
     };
   };
   const std::false_type no;

@@ -5,11 +5,12 @@
 namespace normkit {
 namespace {
 
-// Whether there is such a set: its spread is at least what such a difference would be, over the root of 2^50 elements.
+// Whether there is such a set: its spread is at least what such a difference would be, over the root of how many it has.
 template <class A> inline bool too_wide(const Args &a, Kind kind) {
   if (!a.center || a.given()) return false;
-  constexpr A limit = A(sizeof(A) == 8 ? 0x1p-990 : 0x1p-100);
   const i64 sets = sets_of(kind, a);
+  if (!sets) return false;
+  const A limit = A(sqrt(double(a.size()) / double(sets)) * (sizeof(A) == 8 ? 0x1p-1022 : 0x1p-126));
   bool any = false;
   for (i64 i = 0; i < sets; ++i) any |= get((const A *)a.rstd + i) < limit;
   return any;

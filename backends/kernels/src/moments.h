@@ -101,7 +101,10 @@ struct Spread {
 
 // Whether sums of d and d² about a pivot give the spread without cancellation; if not, they are taken again about the mean.
 // `share` is the part of the mean square about the pivot that may be the pivot's distance from the mean.
-template <class D> inline auto near(double n, D s, D q, double share = 0.25) { return s * s <= share * n * q; }
+template <class D> inline auto near(double n, D s, D q, double share = 0.25) {
+  const D most = share * n * q;
+  return (s * s <= most) & (most < D{} + __builtin_inf());
+}
 inline double centred(double n, double s, double q) {
   const double m2 = q - s * s / n;
   return m2 < 0 ? 0 : m2;
@@ -119,11 +122,13 @@ template <class T> inline Acc<T> pivot_of(const T *x, i64 n) {
   return first + sum(s) / A(k * W);
 }
 
-// Adds the sums of d = x - pivot and d² over a run to the lanes of s and q. At most 8 squares are added to one another before
+// Adds the sums of d = x - pivot and d² over a run to the lanes of s and q. At most 4 squares are added to one another before
 // they meet a larger sum: where d has few bits, those of d² are no coin toss (squares end in 0, 1 or 4 modulo 8), and their
-// roundings against a sum of a hundred would all lean the same way. What is read next is so many elements `ahead`, if any.
-template <class T, bool center>
-__attribute__((always_inline)) inline void add_run(const T *x, i64 n, Acc<T> pivot, Vec<Acc<T>> &s, Vec<Acc<T>> &q, i64 ahead = 0) {
+// roundings against a sum of a hundred would all lean the same way; so would those against a square that is larger than all
+// others together, and s and q are Long where more than two or three such sums meet. What is read next is so many elements
+// `ahead`, if any.
+template <class T, bool center, class S>
+__attribute__((always_inline)) inline void add_run(const T *x, i64 n, Acc<T> pivot, S &s, S &q, i64 ahead = 0) {
   using A = Acc<T>;
   using V = Vec<A>;
   constexpr int W = kLanes<A>;
@@ -132,7 +137,7 @@ __attribute__((always_inline)) inline void add_run(const T *x, i64 n, Acc<T> piv
   const auto pair_at = [&](i64 i) { return center ? load_pair(x + i) - pivot : load_pair(x + i); };
   i64 i = 0;
   while (i + W <= n) {
-    const i64 end = least(n, i + 32 * W);
+    const i64 end = least(n, i + 16 * W);
     V s0{}, s1{}, s2{}, s3{}, q0{}, q1{}, q2{}, q3{};
     for (; i + 4 * W <= end; i += 4 * W) {
       if (ahead) fetch<4 * W>(x + ahead + i);
@@ -250,7 +255,7 @@ struct Exact {
     // As in the core: variance and reciprocal root are given as finite, n / (n - 1) times them too.
     const double most = sizeof(A) == 8 ? 0x1p1022 : 0x1p126, limit = most * scale * scale;
     m.var = A((var > limit ? limit : var) / scale / scale);
-    m.rstd = A(rscale * scale > most ? most : rscale * scale);
+    m.rstd = A(spread == 0 ? 1 : rscale * scale > most ? most : rscale * scale);
   }
   template <class T> double operator()(const T *x) const { return ((get(x) * scale - mean) - residue) * rscale; }
 };

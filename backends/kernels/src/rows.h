@@ -7,12 +7,11 @@ namespace {
 
 template <class T, bool center> inline Moments<Acc<T>> row_moments(const T *x, i64 n, double eps, i64 ahead) {
   using A = Acc<T>;
-  using V = Vec<A>;
   const A pivot = center ? pivot_of(x, n) : A(0);
   Spread spread;
   for (i64 i = 0; i < n; i += kChunk) {
     const i64 k = least(kChunk, n - i);
-    V vs{}, vq{};
+    Long<A> vs, vq;
     add_run<T, center>(x + i, k, pivot, vs, vq, ahead);
     double s = sum(vs), q = sum(vq);
     if (!center) {
@@ -21,7 +20,7 @@ template <class T, bool center> inline Moments<Acc<T>> row_moments(const T *x, i
       spread.merge(double(k), s / double(k), centred(double(k), s, q));
     } else {
       const A again = A(double(pivot) + s / double(k));
-      vs = vq = V{};
+      vs = vq = {};
       add_run<T, center>(x + i, k, again, vs, vq);
       s = sum(vs), q = sum(vq);
       spread.merge(double(k), (double(again) - double(pivot)) + s / double(k), centred(double(k), s, q));

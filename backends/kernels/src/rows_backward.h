@@ -8,7 +8,7 @@ namespace {
 // Adds the sums of u and u·v over a run to the lanes of s and q: u = dy (times weight), v the standardized x. `ahead` as in
 // add_run.
 template <class T, bool center, bool weighted>
-inline void project(const T *x, const T *dy, Along<Acc<T>> w, i64 n, const Moments<Acc<T>> &m, Vec<Acc<T>> &s, Vec<Acc<T>> &q,
+inline void project(const T *x, const T *dy, Along<Acc<T>> w, i64 n, const Moments<Acc<T>> &m, Long<Acc<T>> &s, Long<Acc<T>> &q,
                     i64 ahead = 0) {
   using A = Acc<T>;
   using V = Vec<A>;
@@ -54,12 +54,9 @@ inline void project(const T *x, const T *dy, Along<Acc<T>> w, i64 n, const Momen
 // The same over a run of any length, in double.
 template <class T, bool center, bool weighted>
 inline void project(const T *x, const T *dy, Along<Acc<T>> w, i64 n, const Moments<Acc<T>> &m, double &s, double &q, i64 ahead = 0) {
-  using V = Vec<Acc<T>>;
-  for (i64 i = 0; i < n; i += kChunk) {
-    V vs{}, vq{};
-    project<T, center, weighted>(x + i, dy + i, weighted ? w + i : w, least(kChunk, n - i), m, vs, vq, ahead);
-    s += sum(vs), q += sum(vq);
-  }
+  Long<Acc<T>> vs, vq;
+  project<T, center, weighted>(x, dy, w, n, m, vs, vq, ahead);
+  s += sum(vs), q += sum(vq);
 }
 
 // dx and the column sums of four rows at a time, weights along the row.

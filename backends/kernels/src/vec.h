@@ -231,6 +231,30 @@ inline double sum(Vec<double> v) {
   return f[0] + f[1];
 }
 
+// A sum of vectors, lane by lane, in double: float would round each of many at the height of all that came before.
+template <class A> struct Long;
+template <> struct Long<double> {
+  Vec<double> all{};
+  void operator+=(Vec<double> v) { all += v; }
+};
+template <> struct Long<float> {
+  Vec<double> low{}, high{};
+  void operator+=(Vec<float> v) {
+    typedef float Half __attribute__((vector_size(kBytes / 2)));
+    Half halves[2];
+    memcpy(halves, &v, sizeof v);
+    low += __builtin_convertvector(halves[0], Vec<double>), high += __builtin_convertvector(halves[1], Vec<double>);
+  }
+};
+template <class A> inline void add_to(double *p, Vec<A> v) {
+  Long<A> all;
+  memcpy(&all, p, sizeof all);
+  all += v;
+  memcpy(p, &all, sizeof all);
+}
+inline double sum(const Long<double> &v) { return sum(v.all); }
+inline double sum(const Long<float> &v) { return sum(v.low + v.high); }
+
 // The sums of the lanes of four vectors, each in the order of sum().
 inline void sums(const Vec<float> *v, double *out) {
   typedef float v4 __attribute__((vector_size(16)));
