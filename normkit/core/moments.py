@@ -64,7 +64,8 @@ class Habits(NamedTuple):
     short: Callable[[Array, tuple[int, ...]], bool] = never
     #: Of others, a shape in which two stages of them are: the axes of the first and of the second.
     stages: Callable[[Array, tuple[int, ...]], tuple[list[Any], tuple[int, ...], tuple[int, ...]] | None] = at_once
-    #: But a few along the last axis are summed in float32 before: for a library that is slow to make float64 of all.
+    #: But a few along the last axis, or all of it, are summed in float32 before: for a library that is slow to make
+    #: float64 of all.
     staged: bool = False
     #: Add at most so many numbers one after the other, then the sums, without float64: for a compiler whose loops do
     #: (XLA on a processor). 0 leaves sums to the library.
@@ -160,7 +161,12 @@ def total(xp, x: Array, axes: tuple[int, ...], habits: Habits, over: Array | int
         found = xp.sum(xp.sum(xp.reshape(x, shape), axis=first, keepdims=True), axis=second)
         return _by(xp.reshape(found, _without(x, axes)), over)
     dtype = x.dtype
-    found = _by_runs(xp, x, axes, habits) if habits.staged else _sum(xp, x, axes, habits, xp.float64)
+    if habits.staged and habits.hasty:
+        found = _by_runs(xp, x, axes, habits)
+    else:  # a traced length would be bound to how many runs it has
+        if habits.staged and len(axes) > 1:
+            x, axes = _sum(xp, x, axes[-1:], habits), axes[:-1]
+        found = _sum(xp, x, axes, habits, xp.float64)
     return xp.astype(_by(found, over if is_number(over) else xp.astype(over, xp.float64)), dtype)
 
 
