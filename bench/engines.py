@@ -109,6 +109,15 @@ class Engine:
         """x * 2, by the library itself."""
         return lambda: x * 2
 
+    def bare(self, x: Array, dy: Array, direction: str) -> Thunk:
+        """What reads and writes as much as a pass, by the library itself: x * 2, x + dy, or one and the other."""
+        forward, backward = self.double(x), self.total(x, dy)
+        return {"forward": forward, "backward": backward, "both": lambda: (forward(), backward())}[direction]
+
+    def total(self, x: Array, dy: Array) -> Thunk:
+        """x + dy, by the library itself."""
+        return lambda: x + dy
+
     def done(self, result: Any) -> Any:
         """The result, computed."""
         return result
@@ -280,6 +289,9 @@ class JaxEngine(Engine):
 
     def double(self, x):
         return lambda: self.done(x * 2)
+
+    def total(self, x, dy):
+        return lambda: self.done(x + dy)
 
     def done(self, result):
         return self.library.xp.block_until_ready(result)

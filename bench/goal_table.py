@@ -15,15 +15,17 @@ if TYPE_CHECKING:
 MARKS = {True: "✓", False: "✗", None: " "}
 STYLES = {True: "green", False: "red", None: "dim"}
 LEGEND = (
-    "over floor: over the time of moving x, y (and dy, dx) once, half a copy each. native ×: native's time over "
-    "normkit's. A goal is held against one of the two, or against the time. limit: what holds at least."
+    "over floor: over the time of moving x, y (and dy, dx) once, half a copy each. bare: what x * 2, x + dy or both "
+    "take, which read and write as much and return new arrays, as layers do. native ×: native's time over normkit's. "
+    "A goal is held against a ratio to the floor, one to native, or the time. limit: what holds at least."
 )
 
 
 def drawn(report: Report) -> Table:
     """A line for each row with a goal, under its library's name."""
     found = cells.grid([
-        "workload", "", "path", ">time", ">over\nfloor", ">native/\nfloor", ">native\n×", ">goal", ">limit",
+        "workload", "", "path", ">time", ">over\nfloor", ">bare/\nfloor", ">native/\nfloor", ">native\n×", ">goal",
+        ">limit",
     ])  # fmt: skip
     for library, group in _groups(report):
         found.add_row(f"[bold]{library}[/]")
@@ -33,7 +35,7 @@ def drawn(report: Report) -> Table:
             bounds = [f"{text} [{STYLES[met]}]{MARKS[met]}[/]" for text, met in _bounds(row)]
             line = [cells.path(row.path), cells.time(row.time), *_floors(row), cells.speedup(row.speedup), *bounds]
             if row.error:
-                line = ["", "[red]broken[/]", "", "", "", *bounds]
+                line = ["", "[red]broken[/]", "", "", "", "", *bounds]
             found.add_row(name if name != before else "", cells.PASSES[row.direction], *line)
             before = name
         found.add_section()
@@ -43,17 +45,24 @@ def drawn(report: Report) -> Table:
 def markdown(report: Report) -> str:
     """The same for a page, with where the figures come from and the summary."""
     lines = [
-        "| workload | pass | normkit | over floor | native | over floor | times as fast | goal | limit |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| workload | pass | normkit | over floor | bare | native | over floor | times as fast | goal | limit |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for library, group in _groups(report):
         natives = ", ".join(dict.fromkeys(row.native for row in group if row.native_time))
-        lines.append(f"| **{library}** | | | | {natives} | | | | |")
+        lines.append(f"| **{library}** | | | | | {natives} | | | | |")
         for row in group:
-            own, native = _floors(row)
+            own, bare, native = _floors(row)
             speedup = "" if row.speedup is None else f"{cells.short(row.speedup.median)}×"
             bounds = [f"{text} {MARKS[met]}" for text, met in _bounds(row)]
-            line = [workload(row), cells.PASSES[row.direction], cells.time(row.time), own, cells.time(row.native_time)]
+            line = [
+                workload(row),
+                cells.PASSES[row.direction],
+                cells.time(row.time),
+                own,
+                bare,
+                cells.time(row.native_time),
+            ]
             lines.append("| " + " | ".join([*line, native, speedup, *bounds]) + " |")
     return "\n".join([*lines, "", where(report) + ".", "", *(f"{s[0].upper()}{s[1:]}." for s in report.summary())])
 
@@ -82,7 +91,7 @@ def _groups(report: Report) -> Iterator[tuple[str, list[Row]]]:
 
 
 def _floors(row: Row) -> list[str]:
-    return ["" if row.small else cells.ratio(ratio) for ratio in (row.to_floor, row.native_to_floor)]
+    return ["" if row.small else cells.ratio(r) for r in (row.to_floor, row.bare_to_floor, row.native_to_floor)]
 
 
 def _bounds(row: Row) -> list[tuple[str, bool | None]]:

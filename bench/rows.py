@@ -23,7 +23,7 @@ LIBRARIES = ("numpy", "torch", "tensorflow", "jax", "cupy")
 SECONDS, QUICK_SECONDS = 0.7, 0.2
 
 #: The contenders that are no native layers.
-OWN, PLAIN, COPY = "normkit", "plain", "copy"
+OWN, PLAIN, COPY, BARE = "normkit", "plain", "copy", "bare"
 #: The calls that a pass consists of.
 PARTS = {"forward": {"forward": 1}, "backward": {"backward": 1}, "both": {"forward": 1, "backward": 1}}
 
@@ -56,6 +56,8 @@ class Row:
     to_floor: Spread | None = None
     plain_to_floor: Spread | None = None
     native_to_floor: Spread | None = None
+    #: What :meth:`Engine.bare` takes, which reads and writes as much and returns new arrays; of rows with a goal.
+    bare_to_floor: Spread | None = None
     rounds: int = 0
     #: So small that the floor says nothing.
     small: bool = False
@@ -197,7 +199,7 @@ class Contenders:
         self.natives = natives.of(job.engine.library.name)
 
     def enter_all(self) -> None:
-        """normkit, the plain path where it is another, the native layers, and the copy."""
+        """normkit, the plain path where it is another, the native layers, the copy, and beside a goal the bare."""
         engine = self.job.engine
         engine.forget()
         self.enter(OWN, nk)
@@ -208,6 +210,8 @@ class Contenders:
         for module in self.natives:
             self.enter(module.NAME, module)
         self.thunks[COPY] = engine.copy(self.given["x"])
+        if self.direction in self.job.directions:
+            self.thunks[BARE] = engine.bare(self.given["x"], self.given["dy"], self.direction)
 
     def enter(self, name: str, module: ModuleType, within: timing.Within = contextlib.nullcontext) -> None:
         """Make a contender's thunk, and call it once."""
@@ -245,7 +249,7 @@ def _compared(job: Job, case, given, direction: str, seconds: float, rounds: int
         times = entered.times(seconds * 2 / 3, rounds, names=[name for name in entered.thunks if name != PLAIN])
         beside = entered.times(seconds / 3, rounds, names=(OWN, PLAIN, COPY)) if PLAIN in entered.thunks else {}
 
-    copy, own, plain = times[COPY], times.get(OWN), beside.get(PLAIN)
+    copy, own, plain, bare = times[COPY], times.get(OWN), beside.get(PLAIN), times.get(BARE)
     units = MOVED[direction] / 2
     reasons = entered.reasons | {"": "the library has no layers of its own"} | entered.broken
     names = [m.NAME for m in entered.natives]
@@ -271,6 +275,7 @@ def _compared(job: Job, case, given, direction: str, seconds: float, rounds: int
             to_floor=own and timing.ratio(own, copy, units),
             plain_to_floor=plain and timing.ratio(plain, beside[COPY], units),
             native_to_floor=theirs and timing.ratio(theirs, copy, units),
+            bare_to_floor=bare and timing.ratio(bare, copy, units),
             rounds=len(copy),
             small=job.workload.small,
             threads=job.engine.threads(),

@@ -73,6 +73,7 @@ def test_row(job):
         assert row.time and row.copy_time and row.path in ("kernel", "plain", "mixed")
         assert (row.plain_time is None) is (row.path == "plain")
         assert row.native_time or row.reason
+        assert (row.bare_to_floor is not None) is (row.direction in job.directions)
 
 
 def test_same_work(job, contender):

@@ -113,7 +113,7 @@ def test_the_plain_path_takes_no_turns_with_native_layers(monkeypatch):
     served = iter([kernels.Served(), kernels.Served(1, 0)])
     monkeypatch.setattr(kernels, "served", lambda: next(served))
     (found,) = rows.measure(job, ["forward"], 0.01)
-    assert groups == [["normkit", "textbook", "copy"], ["normkit", "plain", "copy"]]
+    assert groups == [["normkit", "textbook", "copy", "bare"], ["normkit", "plain", "copy"]]
     assert found.plain_time and found.native_time
 
 
