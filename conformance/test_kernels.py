@@ -141,6 +141,26 @@ def test_sets_as_wide_as_the_dtype(call, dtype, spread, slope, last):
     judge(layer, plan, dict(arrays, x=x, dy=dy), options, dtype)
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("call", STEADY)
+def test_results_of_which_some_are_subnormal(call, dtype, last):
+    """They are no zeros, which the instruction that rounds to bfloat16 takes them for."""
+    layer, shape, axis = STEADY[call]
+    if last and axis != 1:
+        pytest.skip("one memory layout")
+    options = _options(layer, axis, 1e-5)
+    plan, arrays = make(layer, shape, options, np.random.default_rng(6), dtype_of(dtype), last=last)
+    arrays |= {name: arrays[name] * arrays[name].dtype.type(3e-38) for name in ("weight", "bias", "dy")}
+    y, _, gradients = run(plan, arrays)
+    real = {name: array.astype(oracle.Real) for name, array in arrays.items()}
+    dy, options = real.pop("dy"), dict(options, axis=axis if isinstance(axis, int) else axis[0])
+    wanted, scales = oracle.vjp_and_scales(layer, real, dy, options)
+    up = oracle.Real(2) ** 40  # where errors of this size count
+    assert units(y.astype(oracle.Real) * up, oracle.forward(layer, real, options) * up, dtype) <= 2
+    assert units(gradients["x"].astype(oracle.Real) * up, wanted["x"] * up, dtype, scales["x"] * up) <= 2
+
+
 @pytest.mark.parametrize("call", STEADY)
 def test_a_sum_of_squares_that_overflows(call):
     """Of numbers whose squares do not."""
@@ -278,7 +298,7 @@ def test_kernels_agree_with_the_core():
             assert units(gradients["x"], mixed.x, "float32", scale) <= 2 * tolerance("gradient", "float32").units
 
 
-SETS = ("aarch64",) if platform.machine() == "aarch64" else ("x86-64-v4", "x86-64-v3", "x86-64-v2")
+SETS = ("aarch64",) if platform.machine() == "aarch64" else ("x86-64-v4+bf16", "x86-64-v4", "x86-64-v3", "x86-64-v2")
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -295,7 +315,7 @@ def test_each_instruction_set(name, pytestconfig):
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--import-mode=importlib",
          "--backend", "numpy", "--pyargs",
          "normkit.conformance.test_kernels", "normkit.conformance.test_kernels_safety",
-         "-k", "fuzz or ladder or constant or nan or bits_do_not_depend_on_threads"],
+         "-k", "fuzz or ladder or constant or nan or subnormal or bits_do_not_depend_on_threads"],
         env={**os.environ, "NORMKIT_ISA": name}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]

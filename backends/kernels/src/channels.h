@@ -109,7 +109,10 @@ template <class T> struct Channels {
       return;
     }
     i64 taken = 0;
-    const auto take = [&] { return __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED) * shares.block; };
+    const auto take = [&] {
+      const i64 i = __atomic_fetch_add(&taken, 1, __ATOMIC_RELAXED);
+      return i < shares.blocks ? apart(i, shares.blocks) * shares.block : a.channels;
+    };
     const auto until = [&](i64 c) { return least(a.channels, c + shares.block); };
     parallel(a, shares.blocks, [&](i64) {
       i64 c = take();

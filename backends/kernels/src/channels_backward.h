@@ -66,7 +66,6 @@ template <class T> struct JoinedGradients : Places<T> {
 
 template <class T> bool channels_backward(const Args &a) {
   using A = Acc<T>;
-  using V = Vec<A>;
   const Channels<T> job(a, false);
   const Chunks &chunks = job.chunks;
   Scratch memory;

@@ -139,12 +139,12 @@ inline void column_sums(const Columns<T> &job, i64 o, i64 r, i64 end, const Acc<
     const T *x = job.x(o, r), *next = x + job.ahead(n);
     for (i64 v = job.from; v < job.to; ++v) {
       const i64 column = job.at(v);
-      const V p = load(pivot + v * W);
+      const V p = load(pivot + v * W), one = ones<A>();
       V vs[2] = {}, vq[2] = {};
       for (int k = 0; k < n; ++k) {
         if constexpr (decltype(fetched)::value) fetch<W>(next + (v * n + k) * W);
         const V d = load(x + k * job.width + column) - p;
-        vs[k % 2] += d, vq[k % 2] += d * d;
+        vs[k % 2] += d * one, vq[k % 2] += d * d;
       }
       add_to<A>(sums.s + v * W, vs[0] + vs[1]), add_to<A>(sums.q + v * W, vq[0] + vq[1]);
     }

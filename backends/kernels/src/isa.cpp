@@ -23,14 +23,20 @@ template <class T> bool may_stream(const Args &a, Kind kind) {
 }
 
 template <Kind kind, bool backward, template <class> class Call> bool typed(const Args &a) {
-  Args args = a;
-  return with_type(a.xtype, [&](auto t) {
+  const auto call = [&](auto t) {
     using T = decltype(t);
+    Args args = a;
     args.stream = may_stream<T>(args, kind);
     if constexpr (backward)
       if (too_wide<Acc<T>>(args, kind)) return backward_of_wide<T>(args, kind);
     return Call<T>::call(args);
-  });
+  };
+#if defined(__AVX512BF16__)
+  // What these instructions are of no use for, others have compiled.
+  return a.xtype == BF16 ? call(bfloat{}) : (backward ? table_v4().backward : table_v4().forward)[kind](a);
+#else
+  return with_type(a.xtype, call);
+#endif
 }
 
 #define NORMKIT_KERNEL(name) \

@@ -62,6 +62,7 @@ struct Table {
 const Table &table_v2();
 const Table &table_v3();
 const Table &table_v4();
+const Table &table_v4_bf16();
 const Table &table_base();
 
 }  // namespace normkit

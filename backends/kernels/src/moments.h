@@ -16,9 +16,18 @@ inline i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
 inline i64 least(i64 a, i64 b) { return a < b ? a : b; }
 inline i64 most(i64 a, i64 b) { return a > b ? a : b; }
 
+// The task that is begun as the i-th of n: not next to the one before it, where another thread is at work. Threads that write, and
+// fetch ahead of themselves, side by side in memory take lines from each other.
+inline i64 apart(i64 i, i64 n) {
+  const i64 parts = most(1, least(8, n / 2)), part = i % parts;
+  return part * (n / parts) + least(part, n % parts) + i / parts;
+}
+
 template <class F> inline void parallel(const Args &a, i64 tasks, const F &task) {
   if (tasks <= 0) return;
-  a.parallel(tasks, [](void *f, int64_t i) { (*static_cast<const F *>(f))(i); }, const_cast<F *>(&task));
+  const auto all = [&](i64 i) { task(apart(i, tasks)); };
+  using All = decltype(all);
+  a.parallel(tasks, [](void *f, int64_t i) { (*static_cast<const All *>(f))(i); }, const_cast<void *>(static_cast<const void *>(&all)));
 }
 
 // Memory for one call.
@@ -132,35 +141,36 @@ __attribute__((always_inline)) inline void add_run(const T *x, i64 n, Acc<T> piv
   using A = Acc<T>;
   using V = Vec<A>;
   constexpr int W = kLanes<A>;
-  const V p = splat(pivot);
+  const V p = splat(pivot), one = ones<A>();
   const auto at = [&](i64 i) { return center ? load(x + i) - p : load(x + i); };
   const auto pair_at = [&](i64 i) { return center ? load_pair(x + i) - pivot : load_pair(x + i); };
   i64 i = 0;
-  while (i + W <= n) {
+  do {
     const i64 end = least(n, i + 16 * W);
     V s0{}, s1{}, s2{}, s3{}, q0{}, q1{}, q2{}, q3{};
     for (; i + 4 * W <= end; i += 4 * W) {
       if (ahead) fetch<4 * W>(x + ahead + i);
       const auto [a, b] = pair_at(i);
       const auto [c, d] = pair_at(i + 2 * W);
-      if (center) s0 += a, s1 += b, s2 += c, s3 += d;
+      if (center) s0 += a * one, s1 += b * one, s2 += c * one, s3 += d * one;
       q0 += a * a, q1 += b * b, q2 += c * c, q3 += d * d;
     }
     for (; i + W <= end; i += W) {
       const V a = at(i);
       s0 += a, q0 += a * a;
     }
-    s += (s0 + s1) + (s2 + s3);
-    q += (q0 + q1) + (q2 + q3);
-  }
-  if (i == n) return;
-  V a{};
-  if (n >= W) {
-    a = last_lanes<A>(at(n - W), n - i);
-  } else {
-    for (int k = 0; k < n; ++k) a[k] = get(x + k) - (center ? pivot : A(0));
-  }
-  s += a, q += a * a;
+    s0 = (s0 + s1) + (s2 + s3), q0 = (q0 + q1) + (q2 + q3);
+    if (i < n && n - i < W) {
+      V a{};
+      if (n >= W) {
+        a = last_lanes<A>(at(n - W), n - i);
+      } else {
+        for (int k = 0; k < n; ++k) a[k] = get(x + k) - (center ? pivot : A(0));
+      }
+      s0 += a, q0 += a * a, i = n;
+    }
+    s += s0, q += q0;
+  } while (i < n);
 }
 
 // What a set is normalized by: ((x - mean) - residue) * rstd. The mean is taken off first, which is exact where it matters;

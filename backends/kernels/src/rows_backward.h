@@ -21,7 +21,7 @@ inline void project(const T *x, const T *dy, Along<Acc<T>> w, i64 n, const Momen
   };
   V u{}, v{};
   i64 i = 0;
-  while (i + W <= n) {
+  do {
     const i64 end = least(n, i + 32 * W);
     V s0{}, s1{}, q0{}, q1{};
     for (; i + 2 * W <= end; i += 2 * W) {
@@ -35,20 +35,22 @@ inline void project(const T *x, const T *dy, Along<Acc<T>> w, i64 n, const Momen
       both(Many{}, i, u, v);
       s0 += u, q0 += u * v;
     }
-    s += s0 + s1, q += q0 + q1;
-  }
-  if (i == n) return;
-  if (n >= W) {
-    both(Many{}, n - W, u, v);
-    u = last_lanes<A>(u, n - i), v = last_lanes<A>(v, n - i);
-  } else {
-    for (int k = 0; k < n; ++k) {
-      A one, other;
-      both(One{}, k, one, other);
-      u[k] = one, v[k] = other;
+    s0 += s1, q0 += q1;
+    if (i < n && n - i < W) {
+      if (n >= W) {
+        both(Many{}, n - W, u, v);
+        u = last_lanes<A>(u, n - i), v = last_lanes<A>(v, n - i);
+      } else {
+        for (int k = 0; k < n; ++k) {
+          A one, other;
+          both(One{}, k, one, other);
+          u[k] = one, v[k] = other;
+        }
+      }
+      s0 += u, q0 += u * v, i = n;
     }
-  }
-  s += u, q += u * v;
+    s += s0, q += q0;
+  } while (i < n);
 }
 
 // The same over a run of any length, in double.

@@ -20,6 +20,7 @@ namespace {
 #define NORMKIT_V3 __builtin_cpu_supports("x86-64-v3")
 #define NORMKIT_V4 __builtin_cpu_supports("x86-64-v4")
 #endif
+#define NORMKIT_V4_BF16 NORMKIT_V4 && __builtin_cpu_supports("avx512bf16")
 #endif
 
 struct Sets {
@@ -28,6 +29,7 @@ struct Sets {
     int n = 0;
 #if defined(NORMKIT_V2)
     __builtin_cpu_init();
+    list[n++] = {"x86-64-v4+bf16", NORMKIT_V4_BF16 ? &table_v4_bf16() : nullptr};
     list[n++] = {"x86-64-v4", NORMKIT_V4 ? &table_v4() : nullptr};
     list[n++] = {"x86-64-v3", NORMKIT_V3 ? &table_v3() : nullptr};
     list[n++] = {"x86-64-v2", NORMKIT_V2 ? &table_v2() : nullptr};

@@ -154,7 +154,16 @@ template <bool stream, class X> inline void store_bytes(void *p, X x) {
   else memcpy(p, &x, sizeof x);
 }
 template <bool stream = false, class A> inline void store(A *p, Vec<A> v) { store_bytes<stream>(p, v); }
+#if defined(__AVX512BF16__)
+// Whether the processor may round these to bfloat16 by itself: subnormal numbers are zeros to it.
+template <class... V> inline bool normal(V... v) {
+  return __builtin_expect((_mm512_fpclass_ps_mask((__m512)v, 0x20) | ...) == 0, 1);
+}
+#endif
 template <bool stream = false> inline void store(bfloat *p, vf v) {
+#if defined(__AVX512BF16__)
+  if (normal(v)) return store_bytes<stream>(p, _mm512_cvtneps_pbh((__m512)v));
+#endif
   store_bytes<stream>(p, __builtin_convertvector(shorten<vu, vf>(bfloat{}, v), vh));
 }
 template <bool stream = false> inline void store(half *p, vf v) {
@@ -180,6 +189,10 @@ template <bool stream = false, class T, class V> inline void store(T *p, V a, V 
     return;
   }
 #endif
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, bfloat>)
+    if (normal(a, b)) return store_bytes<stream>(p, _mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
+#endif
   store<stream>(p, a);
   store<stream>(p + sizeof(V) / sizeof(Acc<T>), b);
 }
@@ -196,6 +209,16 @@ template <i64 n, class T> inline void fetch(const T *p) {
 }
 
 template <class A> inline Vec<A> splat(A value) { return value - Vec<A>{}; }
+
+// Ones that the compiler does not know: v * ones + sum is then done by the units that multiply and add, beside which others only
+// add. The result is that of v + sum.
+template <class A> inline Vec<A> ones() {
+  Vec<A> v = splat(A(1));
+#if defined(__FMA__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
 
 // The sum of the lanes, in a fixed order.
 inline float sum(Vec<float> v) {
@@ -248,7 +271,7 @@ template <> struct Long<float> {
 };
 template <class A> inline void add_to(double *p, Vec<A> v) {
   Long<A> all;
-  memcpy(&all, p, sizeof all);
+  memcpy((void *)&all, p, sizeof all);
   all += v;
   memcpy(p, &all, sizeof all);
 }
@@ -347,6 +370,15 @@ template <class T> inline Pair<Acc<T>> load_pair(const T *p) {
   }
 }
 template <bool stream = false, class T> inline void store_pair(T *p, Pair<Acc<T>> v) {
+#if defined(__AVX512BF16__)
+  if constexpr (kOddAndEven<T>)
+    if (normal(v.a, v.b)) {
+      typedef uint16_t Bits __attribute__((vector_size(kBytes)));
+      const Bits bits = bit_cast<Bits>(_mm512_cvtne2ps_pbh((__m512)v.b, (__m512)v.a));
+      return store_bytes<stream>(p, __builtin_shufflevector(bits, bits, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24,
+                                                            9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+    }
+#endif
   if constexpr (kOddAndEven<T>) {
     const vu even = rounded<vu>(bfloat{}, v.a) >> 16, odd = rounded<vu>(bfloat{}, v.b);
 #if defined(__AVX2__) && !defined(__AVX512F__)
