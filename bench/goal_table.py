@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 MARKS = {True: "✓", False: "✗", None: " "}
 STYLES = {True: "green", False: "red", None: "dim"}
 LEGEND = (
-    "over floor: over the time of moving x, y (and dy, dx) once, half a copy each. bare: what x * 2, x + dy or both "
-    "take, which read and write as much and return new arrays, as layers do. native ×: native's time over normkit's. "
+    "over floor: over the time of moving x, y (and dy, dx) once, half a copy each. bare: x * 2, x + dy or both, "
+    "which read and write as much and return new arrays, as layers do. native ×: native's time over normkit's. "
     "A goal is held against a ratio to the floor, one to native, or the time. limit: what holds at least."
 )
 
@@ -24,8 +24,7 @@ LEGEND = (
 def drawn(report: Report) -> Table:
     """A line for each row with a goal, under its library's name."""
     found = cells.grid([
-        "workload", "", "path", ">time", ">over\nfloor", ">bare/\nfloor", ">native/\nfloor", ">native\n×", ">goal",
-        ">limit",
+        "workload", "", "path", ">time", ">over\nfloor", ">bare", ">native\n×", ">goal", ">limit",
     ])  # fmt: skip
     for library, group in _groups(report):
         found.add_row(f"[bold]{library}[/]")
@@ -33,9 +32,10 @@ def drawn(report: Report) -> Table:
         for row in group:
             name = workload(row)
             bounds = [f"{text} [{STYLES[met]}]{MARKS[met]}[/]" for text, met in _bounds(row)]
-            line = [cells.path(row.path), cells.time(row.time), *_floors(row), cells.speedup(row.speedup), *bounds]
+            own, bare, _ = _floors(row)
+            line = [cells.path(row.path), cells.time(row.time), own, bare, cells.speedup(row.speedup), *bounds]
             if row.error:
-                line = ["", "[red]broken[/]", "", "", "", "", *bounds]
+                line = ["", "[red]broken[/]", "", "", "", *bounds]
             found.add_row(name if name != before else "", cells.PASSES[row.direction], *line)
             before = name
         found.add_section()
