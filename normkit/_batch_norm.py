@@ -94,6 +94,21 @@ class BatchNorm(Policed, Layer):
     adaptive batch norm, in inference  True             True          False         torch train() of the layer
     running ones, which follow         False            True                        (none)
     =================================  ===============  ============  ============  =================================
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normkit as nk
+    >>> layer = nk.BatchNorm(2)
+    >>> x = np.asarray([[1, 10], [3, 20]], dtype=np.float32)
+    >>> layer(x).round(3)
+    array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    >>> layer.running
+    RunningStats(mean=array([0.2, 1.5], dtype=float32), var=array([1.1, 5.9], dtype=float32), num_batches=1)
+    >>> layer.eval()(x).round(3)
+    array([[0.763, 3.499],
+           [2.67 , 7.616]], dtype=float32)
     """
 
     def __init__(

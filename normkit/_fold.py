@@ -49,6 +49,17 @@ def fold(model: Any, sample: Any, *, call: Call | None = None, tolerance: float 
     ValueError
         The model has no batch norm or a layer in training mode; it is compiled, scripted, exported or quantized; its
         outputs would be off: nothing is changed then. tolerance is negative or NaN.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import normkit as nk
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
+    >>> report = nk.fold(model, torch.randn(2, 3, 16, 16))
+    >>> report.changed[0].into
+    '0'
+    >>> model[1]
+    Identity()
     """
     if tolerance is not None and not check.number("tolerance", tolerance) >= 0:
         raise ValueError(f"tolerance must be >= 0; received {tolerance}.")

@@ -129,6 +129,16 @@ def recalibrate(
         There are no batches (or an iterator that ends after one pass, where more are wanted); the model has no batch
         norm, or is not built, compiled, scripted, exported, traced or quantized; statistics are not finite, of one
         value, or more than the dtype of the running ones holds. Nothing is changed then.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import normkit as nk
+    >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
+    >>> batches = [torch.tensor([[1.0, 10.0], [3.0, 20.0]]), torch.tensor([[5.0, 30.0]])]
+    >>> gaps = nk.recalibrate(model, batches)
+    >>> model[0].running_mean, model[0].running_var
+    (tensor([ 3., 20.]), tensor([  4., 100.]))
     """
     return _close("recalibrate", model, batches, call, sequential, progress, write=True)
 
@@ -165,6 +175,15 @@ def statistics_gap(
     ``statistics_gap(running, precise, eps=...)`` compares the two (each a RunningStats or BatchStats) channel by
     channel: the divergence ``KL(precise ‖ running)`` of normal distributions in nats, the mean in standard deviations,
     the ratio of variances. ``gaps.channels`` has the same for each layer of a model.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normkit as nk
+    >>> running = nk.RunningStats(np.zeros(2), np.ones(2))
+    >>> precise = nk.RunningStats(np.asarray([0.0, 3.0]), np.asarray([1.0, 4.0]))
+    >>> nk.statistics_gap(running, precise).kl.round(3)
+    array([0.   , 5.307])
     """
     if isinstance(model, (RunningStats, BatchStats)):
         from .diagnostics.channels import channel_gap

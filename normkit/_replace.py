@@ -33,6 +33,18 @@ def replace(model: Any) -> Report:
         model is of no framework whose layers are known.
     ValueError
         The model has no norm layer, or it is compiled, scripted, exported or quantized: nothing is changed then.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import normkit as nk
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.LayerNorm(16), torch.nn.BatchNorm1d(16))
+    >>> nk.replace(model)
+    Sequential: 2 norm layers replaced, 0 left
+        1 torch.nn.LayerNorm, replaced
+            1
+        1 torch.nn.BatchNorm1d, replaced
+            2
     """
     models = framework_of("replace", model)
     models.refuse(model)
@@ -74,6 +86,17 @@ def restore(model: Any) -> Report:
         model is of no framework whose layers are known.
     ValueError
         No layer of it was replaced.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import normkit as nk
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.LayerNorm(16))
+    >>> report = nk.replace(model)
+    >>> nk.restore(model)
+    Sequential: 1 norm layer restored, 0 left
+        1 torch.nn.LayerNorm, restored
+            1
     """
     models = framework_of("restore", model)
     changed = []

@@ -63,6 +63,17 @@ def layer_norm(
     ========  ========================  =============================  ==========================  ====================
 
     Source: Ba, Kiros, Hinton, "Layer Normalization", arXiv:1607.06450.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normkit as nk
+    >>> x = np.asarray([[1, 2, 3, 4], [7, 7, 7, 7]], dtype=np.float32)
+    >>> nk.layer_norm(x).round(3)
+    array([[-1.342, -0.447,  0.447,  1.342],
+           [ 0.   ,  0.   ,  0.   ,  0.   ]], dtype=float32)
+    >>> nk.layer_norm(x + 1e6).round(3)[0]
+    array([-1.342, -0.447,  0.447,  1.342], dtype=float32)
     """
     done = at_once(x, weight, bias, None, None, mask, lengths, layer_plan, axis, eps)
     if done is not None:
@@ -128,6 +139,15 @@ def rms_norm(
     What the models of transformers do by name is in :class:`normkit.RMSNorm`, ``style``.
 
     Source: Zhang, Sennrich, "Root Mean Square Layer Normalization", arXiv:1910.07467.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normkit as nk
+    >>> x = np.asarray([[3, 4], [30, 40]], dtype=np.float32)
+    >>> nk.rms_norm(x, np.asarray([1, 10], dtype=np.float32)).round(3)
+    array([[ 0.849, 11.314],
+           [ 0.849, 11.314]], dtype=float32)
     """
     if cast == "output":
         done = at_once(x, weight, bias, None, None, mask, lengths, rms_plan, axis, eps, weight_offset)
@@ -191,6 +211,17 @@ def group_norm(
     ==========  ===================  ==========================  ====================  ======================
 
     Source: Wu, He, "Group Normalization", arXiv:1803.08494.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normkit as nk
+    >>> x = np.asarray([[[1, 2], [3, 4], [10, 20], [30, 40]]], dtype=np.float32)
+    >>> nk.group_norm(x, 2).round(3)
+    array([[[-1.342, -0.447],
+            [ 0.447,  1.342],
+            [-1.342, -0.447],
+            [ 0.447,  1.342]]], dtype=float32)
     """
     done = at_once(x, weight, bias, None, None, mask, lengths, group_plan, axis, eps, num_groups)
     if done is not None:
@@ -246,6 +277,15 @@ def instance_norm(
     ======  =============================  ================================  =====================  ====================
 
     Source: Ulyanov, Vedaldi, Lempitsky, "Instance Normalization", arXiv:1607.08022.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normkit as nk
+    >>> x = np.asarray([[[1, 2, 3], [10, 20, 30]]], dtype=np.float32)
+    >>> nk.instance_norm(x).round(3)
+    array([[[-1.225,  0.   ,  1.225],
+            [-1.225,  0.   ,  1.225]]], dtype=float32)
     """
     done = at_once(x, weight, bias, None, None, mask, lengths, instance_plan, axis, eps)
     if done is not None:
@@ -308,6 +348,16 @@ def batch_norm(
     ======  =====================  ============================  =====================  ====================
 
     Source: Ioffe, Szegedy, "Batch Normalization", arXiv:1502.03167.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normkit as nk
+    >>> x = np.asarray([[1, 10], [3, 20]], dtype=np.float32)
+    >>> mean, var = np.asarray([[2, 10], [1, 25]], dtype=np.float32)
+    >>> nk.batch_norm(x, mean, var).round(3)
+    array([[-1.,  0.],
+           [ 1.,  2.]], dtype=float32)
     """
     if mean is not None and var is not None:
         done = at_once(x, weight, bias, mean, var, mask, lengths, batch_plan, axis, eps)
@@ -384,6 +434,21 @@ def batch_norm_train(
 
     Source: Ioffe, Szegedy, "Batch Normalization", arXiv:1502.03167; ghost batch norm: Hoffer, Hubara, Soudry, "Train
     longer, generalize better", arXiv:1705.08741.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normkit as nk
+    >>> x = np.asarray([[1, 10], [3, 20]], dtype=np.float32)
+    >>> y, stats = nk.batch_norm_train(x)
+    >>> y.round(3)
+    array([[-1., -1.],
+           [ 1.,  1.]], dtype=float32)
+    >>> stats
+    BatchStats(mean=array([ 2., 15.], dtype=float32), var=array([ 1., 25.], dtype=float32), count=2)
+    >>> running = nk.RunningStats(np.zeros(2, np.float32), np.ones(2, np.float32))
+    >>> running.update(stats).mean
+    array([0.2, 1.5], dtype=float32)
     """
     if virtual_batch_size is None and single_value == "raise":
         done = at_once(x, weight, bias, None, None, mask, lengths, batch_train_plan, axis, eps)

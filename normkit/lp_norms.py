@@ -74,6 +74,16 @@ def lp_layer_norm(
 
     Sources: Santurkar, Tsipras, Ilyas, Madry, "How does batch normalization help optimization?", arXiv:1805.11604;
     Hoffer, Banner, Golan, Soudry, "Norm matters", arXiv:1803.01814.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normkit as nk
+    >>> x = np.asarray([[1, 2, 6]], dtype=np.float32)
+    >>> nk.lp_layer_norm(x, p=1).round(3)
+    array([[-0.667, -0.333,  1.   ]], dtype=float32)
+    >>> nk.lp_layer_norm(x, p=float("inf")).round(3)
+    array([[-0.333, -0.167,  0.5  ]], dtype=float32)
     """
     call = _calls.lp_layer_norm(
         x, weight, bias, p=p, axis=axis, eps=eps, centred=centred, consistent=consistent, mask=mask, lengths=lengths
@@ -128,6 +138,16 @@ def lp_batch_norm_train(
     Notes
     -----
     The gradient, the frameworks' and papers' names and the sources: see :func:`normkit.lp_layer_norm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normkit as nk
+    >>> x = np.asarray([[1, 10], [3, 20]], dtype=np.float32)
+    >>> y, stats = nk.lp_batch_norm_train(x, p=1)
+    >>> y.round(3)
+    array([[-0.5  , -0.333],
+           [ 0.5  ,  0.333]], dtype=float32)
     """
     backend, plan, operands = _calls.lp_batch_norm_train(
         x, weight, bias, p=p, axis=axis, eps=eps, centred=centred, consistent=consistent, mask=mask, lengths=lengths
@@ -184,6 +204,15 @@ def normalize(
     ====  ==============================  ======================  ==========================  ========================
 
     keras.layers.UnitNormalization is p = 2. flax adds its epsilon to the square, chainer to the norm.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normkit as nk
+    >>> x = np.asarray([[3, 4], [0, 0]], dtype=np.float32)
+    >>> nk.normalize(x)
+    array([[0.6, 0.8],
+           [0. , 0. ]], dtype=float32)
     """
     return _calls.run(_calls.normalize(x, p=p, axis=axis, eps=eps, mask=mask, lengths=lengths))
 

@@ -18,6 +18,16 @@ class RunningStats(NamedTuple):
     """Mean and variance over the batches so far, one value per channel, and how many batches they come from.
 
     A NamedTuple of arrays: jit, vmap, torch.func and tf.function carry it as it is. ``update`` returns a new one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normkit as nk
+    >>> running = nk.RunningStats(np.zeros(1, np.float32), np.ones(1, np.float32))
+    >>> batch = nk.BatchStats(np.ones(1, np.float32), np.full(1, 3, np.float32), 4)
+    >>> running = running.update(batch, momentum=0.5)
+    >>> running.mean, running.var, running.num_batches
+    (array([0.5], dtype=float32), array([2.5], dtype=float32), 1)
     """
 
     mean: Array

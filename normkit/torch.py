@@ -1,4 +1,16 @@
-"""Drop-in layers for PyTorch: those of torch.nn, with normkit's numbers; and relatives of batch norm."""
+"""Drop-in layers for PyTorch: those of torch.nn, with normkit's numbers; and relatives of batch norm.
+
+Examples
+--------
+>>> import torch
+>>> import normkit.torch as nkt
+>>> norm = nkt.BatchNorm1d(2)
+>>> norm(torch.tensor([[1.0, 10.0], [3.0, 20.0]])).detach().round(decimals=3)
+tensor([[-1., -1.],
+        [ 1.,  1.]])
+>>> isinstance(norm, torch.nn.BatchNorm1d), norm.running_mean
+(True, tensor([0.2000, 1.5000]))
+"""
 
 from normkit.backends.torch.batch_variants import (
     BackwardGradientNorm,

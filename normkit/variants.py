@@ -80,6 +80,20 @@ def batch_renorm_train(
     =======  ======================  ================================  ==========================================
 
     Source: Ioffe, "Batch Renormalization", arXiv:1702.03275.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normkit as nk
+    >>> x = np.asarray([[1, 10], [3, 20]], dtype=np.float32)
+    >>> mean, var = np.asarray([[0, 30], [1, 4]], dtype=np.float32)
+    >>> y, stats = nk.batch_renorm_train(x, mean, var, r_max=2)
+    >>> y.round(3)
+    array([[ 1., -7.],
+           [ 3., -3.]], dtype=float32)
+    >>> nk.batch_norm(x, mean, var).round(3)
+    array([[  1., -10.],
+           [  3.,  -5.]], dtype=float32)
     """
     options = {"axis": axis, "eps": eps, "mask": mask, "lengths": lengths, "single_value": single_value}
     return renormalized(x, weight, bias, mean=mean, var=var, r_max=r_max, d_max=d_max, **options)
@@ -222,6 +236,14 @@ def filter_response_norm(
 
     Source: Singh, Krishnan, "Filter Response Normalization Layer", arXiv:1911.09737. The learned eps that it has for
     one value per channel is not here.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normkit as nk
+    >>> x = np.asarray([[[1, -2, 3]]], dtype=np.float32)
+    >>> nk.filter_response_norm(x, threshold=np.zeros(1, np.float32)).round(3)
+    array([[[0.463, 0.   , 1.389]]], dtype=float32)
     """
     call = _calls.filter_response_norm(x, weight, bias, axis=axis, eps=eps, mask=mask, lengths=lengths)
     y = _calls.run(call)
@@ -306,6 +328,15 @@ def weight_standardization(kernel: Array, gain: Array | None = None, *, axis: in
 
     Sources: Qiao et al., "Micro-Batch Training with Batch-Channel Normalization and Weight Standardization",
     arXiv:1903.10520; Brock, De, Smith, "Characterizing signal propagation", arXiv:2101.08692.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normkit as nk
+    >>> kernel = np.arange(8, dtype=np.float32).reshape(2, 1, 2, 2)
+    >>> nk.weight_standardization(kernel).round(3)[0]
+    array([[[-1.342, -0.447],
+            [ 0.447,  1.342]]], dtype=float32)
     """
     return _calls.run(_calls.weight_standardization(kernel, gain, axis=axis, eps=eps))
 

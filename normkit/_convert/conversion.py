@@ -146,6 +146,15 @@ def convert(
     axis            1, trailing    axis                 axis        data_format       1, shape   1, axis
     num_groups      num_groups     groups               num_groups  groups            groups     num_groups
     ==============  =============  ===================  ==========  ================  =========  ===========
+
+    Examples
+    --------
+    >>> import torch
+    >>> import normkit as nk
+    >>> norm = torch.nn.BatchNorm2d(4, momentum=0.25)
+    >>> layer = nk.convert(norm, "normkit").layer
+    >>> layer.momentum
+    0.75
     """
     axis = axis if axis is None else whole(argument("axis"), axis)
     ndim, count = (

@@ -130,6 +130,16 @@ def inspect(model: Any, *, framework: str | None = None, settings: Mapping[str, 
     statistics-frozen          the layer keeps its statistics while the rest of the model trains
     statistics-not-frozen      weight and bias are not trained, and the statistics still move
     =========================  =======================================================================================
+
+    Examples
+    --------
+    >>> import torch
+    >>> import normkit as nk
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8, momentum=0.9))
+    >>> for finding in nk.inspect(model).findings:
+    ...     print(finding.id)
+    momentum-sense
+    initial-statistics
     """
     reader, natives, unknown = _layers(model, framework, settings or {})
     result = Inspection(reader.name, unknown=unknown)

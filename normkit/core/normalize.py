@@ -44,6 +44,14 @@ class BatchStats(NamedTuple):
 
     ``var`` is the biased variance (divided by ``count``). ``count`` is the number of elements behind each channel's
     statistics: an ``int``, or an array where a mask or an unknown axis length decides it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normkit as nk
+    >>> x = np.asarray([[1, 10], [3, 20]], dtype=np.float32)
+    >>> nk.batch_norm_train(x)[1].var
+    array([ 1., 25.], dtype=float32)
     """
 
     mean: Array

@@ -60,6 +60,17 @@ def activation_shift(before: Any, after: Any, bins: int = 30, *, axis: int = 1) 
     Notes
     -----
     Of finitely many samples the divergence is above zero where nothing moved, by about ``bins / samples``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from normkit import diagnostics
+    >>> before = np.linspace(-1, 1, 1000)[:, None]
+    >>> diagnostics.activation_shift(before, before + 1, bins=4)
+    ActivationShift of 1 units; in the median and at most:
+      mean moved by    1.73, 1.73 standard deviations
+      deviation times  1, 1
+      KL divergence    2.27, 2.27 nats
     """
     bins = positive_int("bins", bins)
     one, two = (_units("before", before, axis), _units("after", after, axis))

@@ -98,6 +98,14 @@ def cross_entropy(outputs: Array, labels: Array) -> tuple[float, Array]:
     """The mean over samples of ``log(sum(exp(outputs))) - outputs[label]``, in nats, and its gradient.
 
     Outputs are (samples, classes), labels integers of shape (samples,).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from normkit import diagnostics
+    >>> loss, gradient = diagnostics.cross_entropy(np.asarray([[0.0, 0.0]]), np.asarray([1]))
+    >>> round(float(loss), 3), gradient
+    (0.693, array([[ 0.5, -0.5]]))
     """
     xp = namespace(outputs)
     raised = xp.exp(outputs - xp.max(outputs, axis=1, keepdims=True))
@@ -108,7 +116,15 @@ def cross_entropy(outputs: Array, labels: Array) -> tuple[float, Array]:
 
 
 def mean_squared_error(outputs: Array, targets: Array) -> tuple[float, Array]:
-    """``mean((outputs - targets)**2)``, and its gradient."""
+    """``mean((outputs - targets)**2)``, and its gradient.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from normkit import diagnostics
+    >>> diagnostics.mean_squared_error(np.asarray([1.0, 3.0]), np.asarray([1.0, 1.0]))
+    (2.0, array([0., 2.]))
+    """
     xp = namespace(outputs)
     apart, count = outputs - targets, 1
     for length in outputs.shape:

@@ -93,6 +93,13 @@ def precise_statistics(batches: Iterable[Any], axis: int = 1) -> BatchStats:
         batches is not iterable.
     ValueError
         There are no batches, or batches have other channels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from normkit import diagnostics
+    >>> diagnostics.precise_statistics([np.asarray([[1.0], [3.0]]), np.asarray([[5.0]])])
+    BatchStats(mean=array([3.]), var=array([2.66666667]), count=3)
     """
     total = Population()
     for batch in Batches("precise_statistics", batches).once(lambda: None):

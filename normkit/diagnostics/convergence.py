@@ -56,6 +56,13 @@ def convergence(errors: Any, tolerance: float, *, floor: float = 1e-10) -> Conve
     ------
     ValueError
         There are fewer than two errors (above the floor), or one is negative or not finite.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from normkit import diagnostics
+    >>> diagnostics.convergence([1.0, 0.5, 0.25, 0.125], tolerance=0.2)
+    Convergence: errors 1 to 0.125, times 0.5 an iteration (R² 1.0000); 3 iterations to 0.2
     """
     found = vectors.host(errors)
     if found.ndim != 1 or len(found) < 2 or not np.isfinite(found).all() or (found < 0).any():
@@ -120,6 +127,15 @@ def conditioning(x: Any, y: Any = None) -> Conditioning:
     -----
     Source: Cai, Li, Shen, "A Quantitative Analysis of the Effect of Batch Normalization on Gradient Descent",
     arXiv:1810.00122.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from normkit import diagnostics
+    >>> diagnostics.conditioning(np.asarray([[9.0, 1.0], [10.0, 0.0], [11.0, 1.0]]))
+    Conditioning                κ     λ_min     λ_max  rank
+      inputs                  451     0.224       101     2
+      normalized inputs         1         1         1     2
     """
     x = vectors.host(x)
     if x.ndim != 2 or not x.size or not np.isfinite(x).all():

@@ -81,6 +81,20 @@ def covariate_shift(
     -----
     Source: Santurkar, Tsipras, Ilyas, Madry, "How Does Batch Normalization Help Optimization?", arXiv:1805.11604,
     definition 2.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from normkit import diagnostics
+    >>> def product(params):
+    ...     a, b = params["a"], params["b"]
+    ...     return float((a * b).sum()), {"a": b, "b": a}
+    >>> params = {"a": np.asarray([2.0]), "b": np.asarray([1.0])}
+    >>> updated = {"a": np.asarray([1.0]), "b": np.asarray([-1.0])}
+    >>> diagnostics.covariate_shift(product, params, [["a"], ["b"]], updated)
+    Shift of 1 layers: ‖G - G'‖ 1, cosine 1
+              l2   cosine  relative
+      b        1    1.000       0.5
     """
     at = Evaluations("covariate_shift", objective, params)
     groups = _groups(layers, params)

@@ -72,6 +72,18 @@ def curvature(
         no seed given, k is no positive integer, radius is not positive.
     ImportError
         progress=True, and rich is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from normkit import diagnostics
+    >>> def half_square(params):  # curvature 1 and 9
+    ...     w, scale = params["w"], np.asarray([1.0, 9.0])
+    ...     return float((scale * w * w).sum() / 2), {"w": scale * w}
+    >>> params = {"w": np.asarray([1.0, 1.0])}
+    >>> found = diagnostics.curvature(half_square, params, k=2)
+    >>> round(found.smallest, 6), round(found.largest, 6)
+    (1.0, 9.0)
     """
     k = positive_int("k", k)
     if radius is not None and not 0 < radius < np.inf:

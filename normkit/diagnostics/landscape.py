@@ -114,6 +114,20 @@ def landscape(
     -----
     Source: Santurkar, Tsipras, Ilyas, Madry, "How Does Batch Normalization Help Optimization?", arXiv:1805.11604,
     section 3.1, where steps are 1/2 to 4 learning rates.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from normkit import diagnostics
+    >>> def half_square(params):  # curvature 1 and 9
+    ...     w, scale = params["w"], np.asarray([1.0, 9.0])
+    ...     return float((scale * w * w).sum() / 2), {"w": scale * w}
+    >>> params = {"w": np.asarray([1.0, 1.0])}
+    >>> diagnostics.landscape(half_square, params, steps=[0.1, 0.2])
+    Landscape: 2 steps, 0.1 to 0.2
+      loss             5 here, 0.45 to 3.2 there
+      gradient         norm 9.06, changed by 0.895 to 1.79 of that
+      smoothness       8.95
     """
     steps = steps_of("landscape", "steps", steps)
     if (steps == 0).any():

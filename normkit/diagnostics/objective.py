@@ -108,6 +108,18 @@ def objective(
     training   Module.training               training=                         deterministic,
                                                                                use_running_average
     =========  ============================  ================================  =================================
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import normkit as nk
+    >>> from normkit import diagnostics
+    >>> model = {"dense": diagnostics.Dense(np.eye(2), None), "norm": nk.BatchNorm(2, dtype="float64")}
+    >>> x, y = np.asarray([[1.0, 2.0], [3.0, 8.0]]), np.asarray([0, 1])
+    >>> objective = diagnostics.objective(model, diagnostics.cross_entropy, x, y)
+    >>> loss, gradients = objective(objective.params)
+    >>> round(float(loss), 3), list(gradients)
+    (0.693, ['dense.weight', 'norm.weight', 'norm.bias'])
     """
     if not callable(loss):
         raise TypeError(f"loss must be a function of the model's outputs and y; received {describe(loss)}.")
@@ -141,7 +153,14 @@ def _one_number(loss: Any) -> Any:
 
 
 def layers_of(params: Iterable[str]) -> list[list[str]]:
-    """Names of parameters, grouped by what stands before the last ``.`` or ``/``, in the order in which they come."""
+    """Names of parameters, grouped by what stands before the last ``.`` or ``/``, in the order in which they come.
+
+    Examples
+    --------
+    >>> from normkit import diagnostics
+    >>> diagnostics.layers_of(["0.weight", "0.bias", "1.weight"])
+    [['0.weight', '0.bias'], ['1.weight']]
+    """
     groups: dict[str, list[str]] = {}
     for name in params:
         groups.setdefault(layer_name(name), []).append(name)

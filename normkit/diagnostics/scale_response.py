@@ -87,6 +87,21 @@ def scale_response(
         exist, a parameter or its gradient is zero, a factor is zero or not finite.
     ImportError
         progress=True, and rich is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from normkit import diagnostics
+    >>> def half_square(params):  # curvature 1 and 9
+    ...     w, scale = params["w"], np.asarray([1.0, 9.0])
+    ...     return float((scale * w * w).sum() / 2), {"w": scale * w}
+    >>> params = {"w": np.asarray([1.0, 1.0])}
+    >>> diagnostics.scale_response(half_square, params, ["w"], [0.5, 2])
+    ScaleResponse: 1 parameters at 0.5 to 2 times their size
+      loss             5, changed by 15 at most
+      |a| ‖∇L(a w)‖    0.25 to 4 of what it is at 1
+                       radial   1 / ‖w‖²
+                         0.78        0.5  w
     """
     factors = steps_of("scale_response", "factors", factors)
     if (factors == 0).any():
