@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from dataclasses import fields
 from typing import Any
 
@@ -32,6 +33,11 @@ def frozen(a: Any) -> np.ndarray:
     a = np.array(a, "f8")
     a.setflags(write=False)
     return a
+
+
+def number(of: Sized, what: str) -> str:
+    """How many there are."""
+    return f"{len(of)} {what}{'s' * (len(of) != 1)}"
 
 
 def between(values: np.ndarray) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from normkit._validate import one_axis, positive_int
 
 from . import _vectors as vectors
-from ._record import Record, between, frozen
+from ._record import Record, between, frozen, number
 
 #: As in Ioffe and Szegedy's figure 1.
 PERCENTILES = (15, 50, 85)
@@ -32,7 +32,7 @@ class ActivationShift(Record):
     def __repr__(self) -> str:
         moved = np.abs(self.mean)
         return (
-            f"ActivationShift of {len(self.kl)} units; in the median and at most:\n"
+            f"ActivationShift of {number(self.kl, 'unit')}; in the median and at most:\n"
             f"  mean moved by    {np.median(moved):.3g}, {moved.max():.3g} standard deviations\n"
             f"  deviation times  {np.median(self.std):.3g}, {between(self.std)}\n"
             f"  KL divergence    {np.median(self.kl):.3g}, {self.kl.max():.3g} nats"
@@ -67,7 +67,7 @@ def activation_shift(before: Any, after: Any, bins: int = 30, *, axis: int = 1) 
     >>> from normkit import diagnostics
     >>> before = np.linspace(-1, 1, 1000)[:, None]
     >>> diagnostics.activation_shift(before, before + 1, bins=4)
-    ActivationShift of 1 units; in the median and at most:
+    ActivationShift of 1 unit; in the median and at most:
       mean moved by    1.73, 1.73 standard deviations
       deviation times  1, 1
       KL divergence    2.27, 2.27 nats

@@ -14,7 +14,7 @@ from normkit.core.normalize import BatchStats
 from normkit.core.population import Population, of_channels
 
 from . import _vectors as vectors
-from ._record import Record, between, frozen
+from ._record import Record, between, frozen, number
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -30,7 +30,7 @@ class ChannelGap(Record):
 
     def __repr__(self) -> str:
         return (
-            f"ChannelGap of {len(self.kl)} channels\n"
+            f"ChannelGap of {number(self.kl, 'channel')}\n"
             f"  means            off by {np.abs(self.mean).max():.3g} standard deviations at most\n"
             f"  variances        {between(self.var)} times\n"
             f"  KL divergence    {np.median(self.kl):.3g} nats in the median, {self.kl.max():.3g} at most"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import _vectors as vectors
-from ._record import Record, between, frozen
+from ._record import Record, between, frozen, number
 from .objective import Evaluations, Objective, alike, known, layer_name
 
 
@@ -29,7 +29,7 @@ class Shift(Record):
 
     def __repr__(self) -> str:
         width = max(len(name) for name in self.layers)
-        lines = [f"Shift of {len(self.layers)} layers: ‖G - G'‖ {between(self.l2)}, cosine {between(self.cosine)}"]
+        lines = [f"Shift of {number(self.layers, 'layer')}: ‖G - G'‖ {between(self.l2)}, cosine {between(self.cosine)}"]
         shown = range(len(self.layers)) if len(self.layers) <= 12 else sorted(np.argsort(self.cosine)[:12])
         lines.append(f"  {'':{width}}       l2   cosine  relative")
         lines += [
@@ -92,7 +92,7 @@ def covariate_shift(
     >>> params = {"a": np.asarray([2.0]), "b": np.asarray([1.0])}
     >>> updated = {"a": np.asarray([1.0]), "b": np.asarray([-1.0])}
     >>> diagnostics.covariate_shift(product, params, [["a"], ["b"]], updated)
-    Shift of 1 layers: ‖G - G'‖ 1, cosine 1
+    Shift of 1 layer: ‖G - G'‖ 1, cosine 1
               l2   cosine  relative
       b        1    1.000       0.5
     """

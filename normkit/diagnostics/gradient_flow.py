@@ -11,7 +11,7 @@ import numpy as np
 from normkit._dispatch import describe
 
 from . import _vectors as vectors
-from ._record import Record, between, frozen
+from ._record import Record, between, frozen, number
 from .objective import known, layer_name
 
 
@@ -32,7 +32,7 @@ class Flow(Record):
         verb = "explodes" if self.growth > 0 else "vanishes"
         total = abs(self.growth) * (len(self.norms) - 1) / np.log(10)
         return (
-            f"Flow through {len(self.norms)} layers: norms {between(self.norms)}\n"
+            f"Flow through {number(self.norms, 'layer')}: norms {between(self.norms)}\n"
             f"  first {self.norms[0]:.3g} ({self.layers[0]}), last {self.norms[-1]:.3g} ({self.layers[-1]})\n"
             f"  going back it {verb} by {abs(self.growth):.3g} nats per layer, {total:.2g} decades in all; "
             f"R² {self.r2:.2f}"

@@ -11,7 +11,7 @@ import numpy as np
 from normkit._dispatch import describe
 
 from . import _vectors as vectors
-from ._record import Record, between, frozen
+from ._record import Record, between, frozen, number
 from .objective import Evaluations, Objective, known, steps_of
 
 
@@ -64,7 +64,7 @@ class Landscape(Record):
 
     def __repr__(self) -> str:
         return (
-            f"Landscape: {len(self.step)} step{'s' * (len(self.step) != 1)}, {between(self.step)}\n"
+            f"Landscape: {number(self.step, 'step')}, {between(self.step)}\n"
             f"  loss             {self.loss0:.4g} here, {between(self.loss)} there\n"
             f"  gradient         norm {self.grad_norm:.3g}, changed by {between(self.relative_change)} of that\n"
             f"  smoothness       {between(self.smoothness)}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import _vectors as vectors
-from ._record import Record, between, frozen
+from ._record import Record, between, frozen, number
 from .objective import Evaluations, Objective, known, steps_of
 
 
@@ -43,7 +43,7 @@ class ScaleResponse(Record):
 
     def __repr__(self) -> str:
         lines = [
-            f"ScaleResponse: {len(self.names)} parameters at {between(self.factor)} times their size",
+            f"ScaleResponse: {number(self.names, 'parameter')} at {between(self.factor)} times their size",
             f"  loss             {self.loss0:.4g}, changed by {self.spread:.2g} at most",
             f"  |a| ‖∇L(a w)‖    {between(np.abs(self.factor) * self.grad_norm / self.grad_norm0)} of what it is at 1",
             "                   radial   1 / ‖w‖²",
@@ -97,7 +97,7 @@ def scale_response(
     ...     return float((scale * w * w).sum() / 2), {"w": scale * w}
     >>> params = {"w": np.asarray([1.0, 1.0])}
     >>> diagnostics.scale_response(half_square, params, ["w"], [0.5, 2])
-    ScaleResponse: 1 parameters at 0.5 to 2 times their size
+    ScaleResponse: 1 parameter at 0.5 to 2 times their size
       loss             5, changed by 15 at most
       |a| ‖∇L(a w)‖    0.25 to 4 of what it is at 1
                        radial   1 / ‖w‖²

@@ -10,7 +10,7 @@ import numpy as np
 from normkit._dispatch import describe
 from normkit._validate import positive_int
 
-from ._record import Record
+from ._record import Record, number
 from .objective import steps_of
 
 
@@ -67,7 +67,7 @@ class Trace:
             return f"Trace(every={self.every}): nothing recorded"
         first, last = (int(row["step"]) for row in (self._rows[0], self._rows[-1]))
         names = ", ".join(name for name in self._rows[0] if name != "step")
-        return f"Trace(every={self.every}): {len(self)} steps, {first} to {last}: {names}"
+        return f"Trace(every={self.every}): {number(self, 'step')}, {first} to {last}: {names}"
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All that was recorded, by name, with the steps along the first axis; of a result ``name.field``."""
