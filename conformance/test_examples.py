@@ -14,7 +14,8 @@ DROP_IN = {"normkit.torch": "torch", "normkit.keras": "tensorflow", "normkit.fla
 #: What works on a framework's models, and whose its example has; all others are of NumPy.
 OF_MODELS = dict.fromkeys(("convert", "fold", "inspect", "recalibrate", "replace", "restore"), "torch")
 
-PUBLIC = {name: getattr(normkit, name) for name in normkit.__all__}
+# What batch_norm_train returns is shown there: it is of the core, which names no library.
+PUBLIC = {name: getattr(normkit, name) for name in normkit.__all__ if name != "BatchStats"}
 PUBLIC |= {name: value for name in diagnostics.__all__ if inspect.isfunction(value := getattr(diagnostics, name))}
 
 

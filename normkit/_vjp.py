@@ -48,9 +48,9 @@ def vjp(fn: Callable, *args: Any, **kwargs: Any) -> tuple[Any, Callable[[Array],
     >>> import normkit as nk
     >>> x = np.asarray([[1, 2, 4]], dtype=np.float64)
     >>> y, pullback = nk.vjp(nk.layer_norm, x, np.ones(3))
-    >>> dx, dweight = pullback(np.asarray([[1.0, 0.0, 0.0]]))
+    >>> dx, dweight = pullback(np.asarray([[1.0, 2.0, 3.0]]))
     >>> dx.round(3), dweight.round(3)
-    (array([[ 0.229, -0.344,  0.115]]), array([-1.069,  0.   ,  0.   ]))
+    (array([[-0.115,  0.172, -0.057]]), array([-1.069, -0.535,  4.009]))
     """
     if isinstance(fn, functools.partial):
         return vjp(fn.func, *fn.args, *args, **{**fn.keywords, **kwargs})
