@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -117,6 +118,34 @@ def test_one_value_far_from_all_others(library, layer, shape, options):
         assert found <= ONE_FAR_OFF.get(library.name, tolerance("forward", "float32")).units, (
             f"seed {seed}: {found:.4g}"
         )
+
+
+#: Beyond it XLA gives the reciprocal of a root mean square to x as a subnormal, which it takes for zero.
+XLA_DIVIDES_BY = 2.0**126
+
+
+@pytest.mark.parametrize("served", [True, False], ids=["", "plain"])
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("layer", [layer for layer in LAYERS if layer != "batch_norm"])
+def test_the_ends_of_the_range(library, layer, served):
+    """Differences, their sums and squares are beyond the dtype, and the reciprocal of the spread is subnormal."""
+    rng = np.random.default_rng(11)
+    shape, options = (4, 6, 10), {"num_groups": 3} if layer == "group_norm" else {}
+    signs = np.where(rng.uniform(size=shape) < 0.9, -1.0, 1.0)
+    for mode in ("", *library.modes):
+        graph = library.name == "jax" or mode.startswith("tf.function")
+        end = 0.9 * XLA_DIVIDES_BY if layer == "rms_norm" and graph and not served else 3.4e38
+        for values in (end * signs, np.full(shape, end), end * signs * rng.uniform(size=shape)):
+            values = inputs.rounded(values, "float32")
+            expected = oracle.forward(layer, {"x": values}, options)
+            x, dy = (library.array(a, "float32") for a in (values, rng.normal(size=shape)))
+            function = functools.partial(getattr(nk, layer), **options)
+            with contextlib.nullcontext() if served else kernels.off():
+                compiled = library.compiled(lambda x, run=function: run(x), mode) if mode else function
+                y, gradients = library.vjp(compiled, [x], {}, dy)
+            y = first(y)
+            assert units(library.numpy(y), expected, "float32") <= tolerance("forward", "float32").units, mode
+            assert all(np.isfinite(library.numpy(g)).all() for g in gradients.values()), mode
 
 
 @pytest.mark.parametrize("served", [True, False], ids=["", "plain"])

@@ -47,7 +47,7 @@ def one_of(values: Array, axes: tuple[int, ...]) -> Array:
 
 
 #: XLA's reductions are trees: float32 suffices.
-HABITS = Habits(rescue=rescue_by_cond, part=PART, rounded=reduced, one_of=one_of)
+HABITS = Habits(rescue=rescue_by_cond, moves=True, part=PART, rounded=reduced, one_of=one_of)
 
 
 def forward(plan: Plan, operands: Operands, *, save: bool) -> tuple[Array, Moments]:

@@ -39,9 +39,10 @@ def rescue_by_cond(plain: Plain, rescued: Rescued) -> tuple[Array, ...]:
 
 
 #: For gradients, which are summed over leading axes whatever the layer normalizes.
-WIDE = Habits(wide=True)
+WIDE = Habits(wide=True, moves=True)
+WIDE_AT_HAND = Habits(wide=True, hasty=True)
 #: A graph may be compiled, and XLA as TensorFlow ships it adds one by one along any axis.
-GRAPH = Habits(longest=64, rescue=rescue_by_cond, part=PART)
+GRAPH = Habits(longest=64, rescue=rescue_by_cond, moves=True, part=PART)
 #: What is compiled is a loop for each sum and for each stage of one: where those are short, two sums in float64 are
 #: faster than what GRAPH makes of them, and side by side where a set's numbers are few.
 SHORT = GRAPH._replace(one_pass=True)
@@ -245,7 +246,7 @@ def _habits(plan: Plan, x: Array) -> Habits:
 
 def _habits_of_gradients(plan: Plan) -> Habits:
     if tf.executing_eagerly():
-        return WIDE
+        return WIDE_AT_HAND
     rows = product(plan.view[a] for a in plan.param_axes)
     short = plan.trailing and rows is not None and GRAPH.longest < rows <= SHORT_COLUMN
     return WIDE if short and graphs.compiles() else GRAPH

@@ -57,6 +57,8 @@ def _stored(values: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
 
 #: For gradients within such loops.
 _ADDED_BY_ONE = Habits(wide=True, short=_short, stages=_stages, flat=True, stored=_stored)
+#: And where values can be looked at.
+_AT_HAND = Habits(hasty=True)
 
 
 class TorchBackend(ArrayBackend):
@@ -260,7 +262,7 @@ class _Normalize(torch.autograd.Function):
         else:
             used = Moments(mean, residue, None, rstd, ctx.count)
         needs = dict(zip(Operands._fields, ctx.needs_input_grad[1:], strict=True))
-        habits = _ADDED_BY_ONE if operands.x.is_cpu and _traced(operands.x) else PLAIN
+        habits = PLAIN if not operands.x.is_cpu else _ADDED_BY_ONE if _traced(operands.x) else _AT_HAND
         found = vjp(xp, ctx.plan, operands, used, dy, habits, needs=Gradients(*map(needs.get, Gradients._fields)))
         return None, found.x, found.weight, found.bias, found.mean, found.var, None
 

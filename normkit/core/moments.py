@@ -53,6 +53,8 @@ def first_of(values: Array, axes: tuple[int, ...]) -> Array:
 
 #: A part with which sums stay in range up to 4096 times what they could be: less would lose differences of 1e-30.
 PART = 2.0**-12
+#: A share of x that is never beyond the range from its mean, and whose spread has a reciprocal that is no subnormal.
+SHARE = 0.25
 
 
 class Habits(NamedTuple):
@@ -79,8 +81,10 @@ class Habits(NamedTuple):
     flat: bool = False
     #: How to choose between squares of ``d`` and squares of ``d`` times a power of two.
     rescue: Callable[[Plain, Rescued], tuple[Array, ...]] = rescue_always
-    #: Values can be looked at: what to do about sums that leave the dtype's range can wait until one does.
+    #: Values can be looked at: what to do about numbers that leave the dtype's range can wait until one does.
     hasty: bool = False
+    #: A share of x that is multiplied again would become the other factor's: for compilers that move constants there.
+    moves: bool = False
     #: What part of differences from the mean is summed, so that they may be large: for compilers that flush what that
     #: makes subnormal anyway.
     part: float = 1.0
@@ -92,6 +96,10 @@ class Habits(NamedTuple):
     stored_mean: Callable[[Array, tuple[int, ...]], Array] = unchanged
     #: One of the values of each set, whichever.
     one_of: Callable[[Array, tuple[int, ...]], Array] = first_of
+
+    def share(self, plan: Plan) -> float:
+        """What share of x is worked with."""
+        return 1.0 if plan.power is not None or (self.moves and not plan.center) else SHARE
 
 
 class Moments(NamedTuple):
@@ -134,6 +142,10 @@ class _Range(NamedTuple):
 
 _FLOAT32 = _Range(2.0**110, 2.0**-90, 2.0**40, 2.0**-80, 2.0**-30, 2.0**70, 2.0**-38, 2.0**-24, 2.0**126)
 _FLOAT64 = _Range(2.0**950, 2.0**-850, 2.0**400, 2.0**-600, 2.0**-300, 2.0**500, 2.0**-90, 2.0**-430, 2.0**1022)
+
+
+def _range_of(xp, x: Array) -> _Range:
+    return _FLOAT64 if x.dtype == xp.float64 else _FLOAT32
 
 
 #: So many numbers are added in float32 where sums are staged: along memory, side by side and in pairs; and across it.
@@ -235,14 +247,14 @@ def moments(
     """Centre ``x`` (in the accumulation dtype, shaped ``plan.view``, zero where masked), and find its spread.
 
     ``d = x - m`` is exact where it matters, because ``m`` is near ``x``; its mean is the rounding error of ``m``, taken
-    out again. Where squares of ``d`` would overflow or vanish, they are formed of ``d`` times a power of two. ``d``
-    itself must not overflow: of sets with |x - m| beyond the dtype's range only the kernels know the answer.
+    out again. Where squares of ``d`` would overflow or vanish, they are formed of ``d`` times a power of two. All is
+    found of a share of x, which has the same digits, so that ``d`` itself stays in range.
 
     Returns
     -------
     d, factor, moments
-        ``d * factor`` is the normalized x: exactly zero in a constant set, and where the mask is false. ``factor`` is
-        ``moments.rstd`` but for constant sets.
+        ``d * factor`` is the normalized x: exactly zero in a constant set, and where the mask is false. Either is what
+        it would be of the share of x.
     """
 
     def quotient(values, over):
@@ -257,28 +269,32 @@ def moments(
     elif habits.one_pass and plan.power is None and x.dtype == xp.float32:
         return _in_one_pass(xp, plan, x, habits, count)
     divisor = at_least_one(xp, count)
-    limits = _FLOAT64 if x.dtype == xp.float64 else _FLOAT32
-
-    d = shifted = x
+    limits = _range_of(xp, x)
+    all_of_x = x
+    share = 1.0 if habits.hasty else habits.share(plan)
+    eps = plan.eps * share**2
+    d = shifted = x = times(x, share)
     mean = residue = None
 
-    def centre(careful):
+    def centre():
         nonlocal d, shifted, mean, residue
-        # XLA takes a sum times 1 / n from x, in some loops rounded and in others not: here x is multiplied instead.
-        mean = total(xp, x * (1 / divisor), plan.axes, habits) if habits.longest else average(x)
-        part = 1.0
-        if careful:
-            mean = xp.where(xp.isfinite(mean), mean, one_of(x))
-            part = PART if habits.hasty else habits.part
+        part = 1.0 if habits.hasty else habits.part
+        if habits.longest:
+            # XLA takes a sum times 1 / n from x, in some loops rounded and in others not: here x is multiplied instead.
+            mean = total(xp, x * (1 / divisor), plan.axes, habits)
+        else:
+            mean = times(average(times(x, part)), 1 / part)
+        if not habits.hasty:
+            mean = xp.where(xp.isfinite(times(mean, 1 / share)), mean, one_of(x))
         shifted = masked(xp, mask, x - mean)
-        residue = average(shifted) if part == 1 else average(shifted * part) * (1 / part)
+        residue = times(average(times(shifted, part)), 1 / part)
         d = masked(xp, mask, shifted - residue)
 
     def one_of(values):
         return habits.one_of(values, plan.axes) if mask is None else _valid_of(xp, plan, mask, values)
 
     if plan.center and not habits.hasty:
-        centre(True)
+        centre()
 
     def values():
         return x if plan.power is not None and not plan.power.centred else d
@@ -295,39 +311,61 @@ def moments(
 
     def plain():
         if plan.center and habits.hasty:
-            centre(False)
+            centre()
         square = square_of(values())
         right = square <= limits.largest
-        if limits.needs_up(plan.eps):
+        if limits.needs_up(eps):
             right = right & (square >= limits.smallest)
-        return xp.all(right), (xp.sqrt(square), 1 / _root(xp, padded(square, plan.eps), plan.eps), square)
+        return xp.all(right), (xp.sqrt(square), 1 / _root(xp, padded(square, eps), eps), square)
 
     def rescued():
-        if plan.center and habits.hasty and not bool(xp.all(xp.isfinite(mean) & xp.isfinite(residue))):
-            centre(True)
-        scale, inverse, eps = _scale(xp, xp.max(xp.abs(values()), axis=plan.axes, keepdims=True), limits, plan.eps)
+        peak = xp.max(xp.abs(values()), axis=plan.axes, keepdims=True)
+        if habits.hasty and not bool(xp.all(peak < limits.most * SHARE)):
+            return ()
+        scale, inverse, scaled_eps = _scale(xp, peak, limits, eps)
         square = square_of(values() * scale)
-        root = _root(xp, padded(square, eps), plan.eps)
+        root = _root(xp, padded(square, scaled_eps), eps)
         down = xp.minimum(scale, xp.ones_like(scale))
         # Not divided twice by scale: XLA would divide by its square, which is zero.
-        var = xp.minimum(square, limits.most * down * down) * inverse * inverse
+        var = xp.minimum(square, limits.most * share**2 * down * down) * inverse * inverse
         rstd = xp.minimum(scale / root, xp.full_like(root, limits.most))
-        if not plan.eps:
-            rstd = xp.where(square > 0, rstd, xp.ones_like(rstd))
+        if not eps:
+            rstd = xp.where(square > 0, rstd, xp.full_like(rstd, 1 / share))
         return xp.sqrt(square) * inverse, rstd, var
 
-    spread, rstd, var = habits.rescue(plain, rescued)
-    factor = rstd
+    found = habits.rescue(plain, rescued)
+    if not found:  # the share is needed
+        return moments(xp, plan, all_of_x, mask, habits._replace(hasty=False, part=PART), count)
+    spread, factor, var = found
+    rstd, var = times(factor, share), times(var, share**-2)
     if plan.center:
         height = xp.abs(mean)
         constant = spread < height * limits.noise
-        if not limits.needs_up(plan.eps):
+        if not limits.needs_up(eps):
             constant = constant & (height > limits.faint)
-        factor = xp.where(constant, xp.zeros_like(rstd), rstd)
+        factor = xp.where(constant, xp.zeros_like(factor), factor)
         rstd = xp.where(constant, xp.full_like(rstd, plan.eps**-0.5 if plan.eps else 1.0), rstd)
         residue = xp.where(constant, one_of(shifted), residue)
         var = xp.where(constant, xp.zeros_like(var), var)
+        mean, residue = times(mean, 1 / share), times(residue, 1 / share)
     return d, habits.stored(factor, plan.axes), Moments(mean, residue, var, rstd, count)
+
+
+def centred(x: Array, used: Moments) -> Array:
+    """What x is from its mean, where it has one."""
+    if used.mean is not None:
+        x = x - used.mean
+    return x if used.residue is None else x - used.residue
+
+
+def factors(xp, plan: Plan, x: Array, used: Moments, habits: Habits) -> tuple[Array, Array]:
+    """The two whose product is the normalized x, from moments that were found before: of a share of x, as there."""
+    limits, share = _range_of(xp, x), habits.share(plan)
+    if share == 1 or (habits.hasty and not bool(xp.any(used.rstd < limits.smallest))):
+        return centred(x, used), used.rstd
+    mean, residue = (None if a is None else a * share for a in (used.mean, used.residue))
+    d = centred(x * share, used._replace(mean=mean, residue=residue))
+    return d, xp.minimum(used.rstd, xp.full_like(used.rstd, limits.most * share)) * (1 / share)
 
 
 def _in_one_pass(xp, plan: Plan, x: Array, habits: Habits, count: Array | int) -> tuple[Array, Array, Moments]:
@@ -337,17 +375,17 @@ def _in_one_pass(xp, plan: Plan, x: Array, habits: Habits, count: Array | int) -
     a variance of ``mean(s)² / (n - 1)`` at least, so that the difference keeps its digits up to many millions of
     elements; of a constant set all is exact.
     """
-    share = 1 / at_least_one(xp, count)
+    portion, share = 1 / at_least_one(xp, count), habits.share(plan)
 
     def average(values):
         if habits.lanes:
-            return _side_by_side(xp, values, plan.axes, habits.lanes) * share
-        return _sum(xp, values, plan.axes, habits) * share
+            return _side_by_side(xp, values, plan.axes, habits.lanes) * portion
+        return _sum(xp, values, plan.axes, habits) * portion
 
     def wide(values):
         return xp.astype(values, xp.float64)
 
-    d, s, mean, residue = x, wide(x), None, None
+    d, s, mean, residue = times(x, share), wide(x), None, None
     if plan.center:
         # Exact, as are mean and residue: x[0] may be far from all others.
         start = wide(habits.one_of(x, plan.axes))
@@ -356,15 +394,15 @@ def _in_one_pass(xp, plan: Plan, x: Array, habits: Habits, count: Array | int) -
         exact = start + shift
         mean = habits.stored_mean(xp.astype(exact, x.dtype), plan.axes)
         residue = habits.stored_mean(xp.astype(exact - wide(mean), x.dtype), plan.axes)
-        d = (x - mean) - residue
+        d = (d - times(mean, share)) - times(residue, share)
     var = average(s * s)
     if plan.center:
         var = xp.maximum(var - shift * shift, xp.zeros_like(var))
     rstd = 1 / _root(xp, var + plan.eps, plan.eps)
     most = xp.full_like(var, _FLOAT32.most)
-    var, rstd = xp.minimum(var, most), habits.stored(xp.minimum(rstd, most), plan.axes)
-    var, rstd = (xp.astype(a, x.dtype) for a in (var, rstd))
-    return d, rstd, Moments(mean, residue, var, rstd, count)
+    var, rstd = xp.minimum(var, most), habits.stored(xp.minimum(rstd, most * share), plan.axes)
+    var, rstd, factor = (xp.astype(a, x.dtype) for a in (var, rstd, times(rstd, 1 / share)))
+    return d, factor, Moments(mean, residue, var, rstd, count)
 
 
 def _side_by_side(xp, values: Array, axes: tuple[int, ...], lanes: int) -> Array:
@@ -387,6 +425,11 @@ def _side_by_side(xp, values: Array, axes: tuple[int, ...], lanes: int) -> Array
     return xp.reshape(parts[0], _without(values, axes))
 
 
+def times(values: Array, share: float) -> Array:
+    """The product, which costs nothing where it is with one."""
+    return values if share == 1 else values * share
+
+
 def is_number(count: Array | int) -> bool:
     """Whether a count is a number, perhaps a symbolic one, and not an array."""
     return isinstance(count, int) or not hasattr(count, "dtype")
@@ -395,7 +438,7 @@ def is_number(count: Array | int) -> bool:
 def merged(xp, parts: Moments, axis: int, number: Any) -> tuple[Array, Array, Array | int]:
     """Mean, variance and count of the sets along an axis together: ``number`` of them, -1 where that is not known."""
     assert parts.mean is not None
-    limits = _FLOAT64 if parts.var.dtype == xp.float64 else _FLOAT32
+    limits = _range_of(xp, parts.var)
 
     def summed(values):
         return xp.sum(values, axis=axis, keepdims=True)

@@ -5,7 +5,19 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from . import powers
-from .moments import Habits, Moments, accumulation_dtype, at_least_one, is_number, masked, merged, moments, total
+from .moments import (
+    Habits,
+    Moments,
+    accumulation_dtype,
+    at_least_one,
+    centred,
+    factors,
+    is_number,
+    masked,
+    merged,
+    moments,
+    total,
+)
 from .plan import Plan, product
 
 Array = Any
@@ -44,14 +56,6 @@ class BatchStats(NamedTuple):
 
     ``var`` is the biased variance (divided by ``count``). ``count`` is the number of elements behind each channel's
     statistics: an ``int``, or an array where a mask or an unknown axis length decides it.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import normkit as nk
-    >>> x = np.asarray([[1, 10], [3, 20]], dtype=np.float32)
-    >>> nk.batch_norm_train(x)[1].var
-    array([ 1., 25.], dtype=float32)
     """
 
     mean: Array
@@ -82,7 +86,7 @@ def forward(
             seen = x if mask is hidden else masked(xp, mask, x)
             d, factor, used = moments(xp, plan, seen, mask, habits, count)
             if mask is not hidden:
-                d, factor = _centred(x, used), used.rstd
+                d, factor = factors(xp, plan, x, used, habits)
     y = _rounded(xp, plan, d * factor, operands.x, habits)
     if operands.weight is not None:
         y = y * _weight_view(xp, plan, operands.weight, dtype)
@@ -116,7 +120,9 @@ def vjp(
     dtype = x.dtype
     hidden, seen = (None, mask) if plan.everywhere else (mask, None)
     dy = masked(xp, hidden, _viewed(xp, plan, dy, dtype))
-    xhat = masked(xp, hidden, _centred(masked(xp, hidden, x), used) * used.rstd)
+    inside, given = masked(xp, hidden, x), operands.mean is not None
+    d, factor = (centred(inside, used), used.rstd) if given else factors(xp, plan, inside, used, habits)
+    xhat = masked(xp, hidden, d * factor)
 
     def summed(values, axes):
         return total(xp, values, axes, habits)
@@ -171,7 +177,7 @@ def vjp(
         if plan.power is None:
             turned = xhat * average(products_of_sets())
         else:
-            values = _centred(x, used) if plan.power.centred else x
+            values = centred(x, used) if plan.power.centred else x
             slope = powers.slope(xp, plan, masked(xp, mask, values), used.rstd, lambda a: summed(a, plan.axes), divisor)
             turned = slope * products_of_sets()
         dx = g - masked(xp, seen, turned)
@@ -210,12 +216,6 @@ def _viewed(xp, plan: Plan, x: Array, dtype=None) -> Array:
     dtype = accumulation_dtype(xp, x.dtype) if dtype is None else dtype
     x = xp.astype(x, dtype, copy=False)
     return x if plan.view == plan.shape else xp.reshape(x, plan.view)
-
-
-def _centred(x: Array, used: Moments) -> Array:
-    if used.mean is not None:
-        x = x - used.mean
-    return x if used.residue is None else x - used.residue
 
 
 def _unviewed(xp, plan: Plan, y: Array, x: Array) -> Array:
