@@ -256,6 +256,18 @@ def test_integers_are_refused(kind):
             layer(site.x().long())
 
 
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if "Instance" not in kind]
+)  # torch's own look comes first there
+@pytest.mark.parametrize("compiled", [False, True], ids=["", "compiled"])
+def test_other_than_tensors_are_refused(kind, compiled):
+    site = next(site for site in SITES if site.kind == kind)
+    layer = site.pair()[0]
+    call = torch.compile(layer, backend="eager") if compiled else layer
+    with pytest.raises(TypeError, match=r"takes a torch\.Tensor; received list\.$"):
+        call(site.x().tolist())
+
+
 def test_constructor_errors_are_torchs():
     with pytest.raises(ValueError, match="must be divisible by num_groups"):
         nt.GroupNorm(3, 4)

@@ -47,10 +47,16 @@ batch_norm, batch_norm_train = graphs.entry(functional.batch_norm), graphs.entry
 backend_of("x", torch.empty(0))
 
 
-def floating(input: Tensor, name: str) -> None:
-    """Refuse what has no real fractions, as torch does."""
-    if not input.is_floating_point():
-        raise NotImplementedError(f"{name} is not implemented for {input.dtype}: convert the input first.")
+@graphs.closed(Tensor, isinstance, type)
+def floating(Tensor, isinstance, type):
+    def floating(input: Tensor, name: str) -> None:
+        """Refuse what has no real fractions, as torch does."""
+        if not isinstance(input, Tensor):
+            raise TypeError(f"{name} takes a torch.Tensor; received {type(input).__name__}.")
+        if not input.is_floating_point():
+            raise NotImplementedError(f"{name} is not implemented for {input.dtype}: convert the input first.")
+
+    return floating
 
 
 def configured(original: Any) -> Callable:
@@ -110,11 +116,8 @@ class BatchNormForward(PolicedModule):
     _unbiased = True
 
     def forward(self: Any, input: Tensor) -> Tensor:
-        self._check_input_dim(input)
-        return self._normalize(input)
-
-    def _normalize(self: Any, input: Tensor) -> Tensor:
         floating(input, "batch_norm")
+        self._check_input_dim(input)
         weight, bias, mean, var = self.weight, self.bias, self.running_mean, self.running_var
         known = weight if weight is not None else mean
         if known is not None and input.shape[1] != len(known):
