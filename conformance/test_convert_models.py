@@ -7,6 +7,7 @@ import json
 import warnings
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import torch
@@ -466,6 +467,50 @@ def test_switches_of_normkits_layers_in_other_frameworks(kind):
             nk.convert(source, target, axis=-1)
     filled = nk.convert(of_normkit(kind), of_normkit(kind, **switches)).model
     assert repr(nk.convert(filled, "normkit").layer) == repr(nk.convert(of_normkit(kind), "normkit").layer)
+
+
+def frozen(kind):
+    """A batch norm that normalizes by its running statistics in training, and its model's call in training."""
+    rng = np.random.default_rng(5)
+    mean, var = rng.normal(size=3).astype("f4"), rng.uniform(1, 2, size=3).astype("f4")
+    if kind == "keras":
+        layer = keras.layers.BatchNormalization()
+        layer.build((None, 9, 9, 3))
+        layer.moving_mean.assign(mean)
+        layer.moving_variance.assign(var)
+        layer.trainable = False
+        return layer
+    if kind == "torch":
+        layer = torchvision_frozen()
+        layer.running_mean.copy_(torch.tensor(mean))
+        layer.running_var.copy_(torch.tensor(var))
+        return layer
+    layer = nk.BatchNorm(3, axis=-1, eps=1e-3, use_batch_stats=False, train_affine=False)
+    state = layer.state_dict()
+    layer.load_state_dict({**state, "running_mean": mean, "running_var": var})
+    return layer
+
+
+def torchvision_frozen():
+    """The class that is frozen by its name."""
+    return normkit.torch.FrozenBatchNorm2d(3, eps=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["keras", "torch", "normkit"])
+def test_a_frozen_batch_norm_stays_frozen(kind):
+    """By its running statistics in training, too, wherever there is a layer that does; elsewhere a rule says so."""
+    source = frozen(kind)
+    x = np.random.default_rng(6).normal(size=(4, 5, 5, 3)).astype("f4")
+    ours = nk.convert(source, "normkit", axis=-1).layer
+    theirs = nk.convert(source, "keras", axis=-1, ndim=4).layer
+    before = ours.running
+    y = ours.train()(x)
+    np.testing.assert_allclose(theirs(x, training=True).numpy(), y, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(nk.batch_norm(x, before.mean, before.var, axis=-1, eps=1e-3), y, rtol=1e-6)
+    np.testing.assert_array_equal(ours.running.mean, before.mean)
+    for target, said in (("torch", True), ("nnx", True), ("onnx", False), (torchvision_frozen(), False)):
+        rules = nk.convert(source, target, **({} if isinstance(target, nn.Module) else {"axis": 1, "ndim": 4})).rules
+        assert any("keep it in its inference mode" in rule.text for rule in rules) is said, target
 
 
 def test_a_variant_of_batch_norm_keeps_its_virtual_batches():

@@ -96,6 +96,7 @@ TRAINING = (
             Side("the bias", ("Keras", "Flax", "Haiku", "ONNX"), 'single_value="zero"'),
             Side("by running statistics", (), 'single_value="running"'),
         ),
+        "a single_value that was set is left out where only normkit's layers can be told",
     ),
     Divergence(
         "empty-batch",
@@ -106,6 +107,7 @@ TRAINING = (
             Side("statistics are kept", ("torch",), 'empty_batch="keep"'),
             Side("statistics become NaN", ("Keras", "tf_keras", "Flax")),
         ),
+        "an empty_batch that was set is left out where only normkit's layers can be told",
     ),
     Divergence(
         "all-masked",
@@ -149,6 +151,7 @@ TRAINING = (
             Side("the batch is left out", (), 'nonfinite="skip"'),
             Side("refused", (), 'nonfinite="raise"'),
         ),
+        "a nonfinite that was set is left out where only normkit's layers can be told",
     ),
     Divergence(
         "freeze-semantics",

@@ -13,8 +13,21 @@ import numpy as np
 
 from .. import _validate as check
 from . import files
-from .framework import MINOR, SWITCHES, Framework, framework, framework_of
-from .record import Array, ConversionError, Native, Norm, argument, at, checked, ones, plain_weight, rescaled, whole
+from .framework import BAD_INPUT, MINOR, SWITCHES, Framework, framework, framework_of
+from .record import (
+    Array,
+    ConversionError,
+    Native,
+    Norm,
+    Say,
+    argument,
+    at,
+    checked,
+    ones,
+    plain_weight,
+    rescaled,
+    whole,
+)
 from .rules import Applied
 from .source import Fallback, Settings
 from .source import of as source_of
@@ -91,7 +104,10 @@ def convert(
     translated (torch weights the new statistics, all others the old ones), and a stored variance never changed unless
     ``count`` asks for it. Other layers (convolutions, linear ones) are not touched. What only normkit's layers can be
     told (``use_batch_stats``, ``update_stats``, ``virtual_batch_size``, ``r_max``, ``d_max``) is told to those, and
-    refused elsewhere; how they take bad input (``single_value``, ``empty_batch``, ``nonfinite``) is left out elsewhere.
+    refused elsewhere; how they take bad input (``single_value``, ``empty_batch``, ``nonfinite``) is left out elsewhere,
+    as a rule says. A batch norm that is frozen (Keras's ``trainable=False``, ``FrozenBatchNorm2d``, and
+    ``use_batch_stats=False`` with ``train_affine=False``) stays so; where the target has no such layer, a rule says to
+    keep it in inference mode.
 
     Parameters
     ----------
@@ -189,7 +205,7 @@ def convert(
         native = _write(writer, target, norm, count, result.rules)
         old = None if filled is None else filled[target][0]
         native = native if old is None else _fitting(writer, target, norm, native, old)
-        result.natives[target] = at(target, _switched, writer, norm, native, old)
+        result.natives[target] = at(target, _switched, writer, norm, native, old, _sayer(target, result.rules))
     if filled is not None:
         result.model = writer.put(to, result.natives)
     return result
@@ -252,7 +268,12 @@ def _read(reader: Framework, name: str, native: Native, rules: list[Applied]) ->
         say("subclass", f"{native.settings['class']} is read as {native.layer}")
     norm = at(name, reader.read, native, say)
     switches = {key: native.settings[key] for key in SWITCHES if key in native.settings}
-    norm = norm.but(switches=switches, trainable=norm.trainable and switches.get("train_affine") is not False)
+    norm = norm.but(trainable=norm.trainable and switches.get("train_affine") is not False)
+    if not norm.trainable and switches.get("use_batch_stats") is False and not switches.get("update_stats"):
+        norm = norm.but(frozen=True)
+    if norm.frozen:
+        switches |= {"use_batch_stats": False, "update_stats": None}
+    norm = norm.but(switches=switches)
     if norm.kind != "rms_norm" and (norm.weight is None) != (norm.bias is None):
         say("state-names", "there is a {} and no {}".format(*("weight", "bias")[:: 1 if norm.bias is None else -1]))
     return norm
@@ -273,14 +294,20 @@ def _write(writer: Framework, name: str, norm: Norm, count: int | None, rules: l
     return native
 
 
-def _switched(writer: Framework, norm: Norm, new: Native, old: Native | None) -> Native:
+def _switched(writer: Framework, norm: Norm, new: Native, old: Native | None, say: Say) -> Native:
     """The layer, told what the one it comes from was told beyond what other frameworks' layers can be."""
     told = {key: value for key, value in norm.switches.items() if value is not None}
     has = writer.switches(new.layer) if old is None else old.settings
+    if norm.frozen and "use_batch_stats" not in has:
+        del told["use_batch_stats"]
+        if not writer.freezes(new if old is None else old):
+            say("freeze-semantics", "keep it in its inference mode while the rest of the model trains")
     lost = [f"{key}={value!r}" for key, value in told.items() if key not in has and key not in MINOR]
     if lost:
         name = writer.title or writer.name
         raise ConversionError(f"{norm.kind} with {' and '.join(lost)} has no equivalent in {name}: set None first.")
+    for key in BAD_INPUT.keys() & told.keys() - {*has}:
+        say(BAD_INPUT[key], f"{key}={told[key]!r} is left out")
     said = told if old is None else norm.switches
     return replace(new, settings={**new.settings, **{key: value for key, value in said.items() if key in has}})
 

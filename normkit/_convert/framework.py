@@ -32,9 +32,10 @@ FRAMEWORKS = {
 NUMBERS = ("eps", "variance_epsilon", "epsilon", "momentum", "decay_rate")
 COUNTS = ("num_groups", "groups", "group_size", "ndim")
 #: What layers of normkit's can be told beyond what others can; and of that, what others do not lose by: how to take bad
-#: input, and what is said of each layer.
+#: input, with the rules that say so, and what is said of each layer.
 SWITCHES = (*SETTINGS, "virtual_batch_size", "r_max", "d_max")
-MINOR = ("single_value", "empty_batch", "nonfinite", "train_affine")
+BAD_INPUT = {"single_value": "single-value", "empty_batch": "empty-batch", "nonfinite": "nan-propagation"}
+MINOR = (*BAD_INPUT, "train_affine")
 #: Why a module is left out.
 LIKE = "it looks like a norm layer"
 
@@ -137,6 +138,10 @@ class Framework:
                 checked(check.number, name, value)
             elif value is not None and name in COUNTS:
                 whole(name, value)
+
+    def freezes(self, native: Native) -> bool:
+        """Whether the layer that is written is in inference in training, or the framework has no training."""
+        return False
 
     def switches(self, layer: str) -> Collection[str]:
         """The arguments of a new layer of this class, among which switches of normkit's may be."""

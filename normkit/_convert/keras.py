@@ -73,7 +73,7 @@ class Keras(Framework):
         }  # fmt: skip
         if kind == "batch_norm":
             common["momentum"] = Momentum(self.setting(native, "momentum"), "old")
-            common["variance"] = self._variance(settings, say)
+            common["variance"], common["frozen"] = self._variance(settings, say), not common["trainable"]
         if kind == "group_norm":
             groups = self.setting(native, "groups")
             if groups in (-1, lengths[0]):
@@ -92,7 +92,7 @@ class Keras(Framework):
             settings["ndim"] = norm.ndim
         if not norm.trainable:
             settings["trainable"] = False
-            if norm.mean is not None:
+            if norm.mean is not None and not norm.frozen:
                 say("freeze-semantics", "trainable=False: its statistics do not move either")
         if norm.kind == "rms_norm":
             return self._rms(norm, settings, say)
@@ -133,6 +133,9 @@ class Keras(Framework):
             else:
                 rest[key] = value
         return found, rest
+
+    def freezes(self, native: Native) -> bool:
+        return native.settings.get("trainable", True) is False
 
     def guess(self, arrays):
         if {"moving_mean", "moving_variance"} & arrays.keys():

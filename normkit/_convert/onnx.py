@@ -108,6 +108,9 @@ class Onnx(Framework):
                  "group_norm": "GroupNormalization", "instance_norm": "InstanceNormalization"}[norm.kind]  # fmt: skip
         return Native(layer, settings, self.stored(layer, norm))
 
+    def freezes(self, native: Native) -> bool:
+        return True
+
     def guess(self, arrays: Mapping[str, Array]) -> str | None:
         return None
 

@@ -130,6 +130,8 @@ class Norm:
     ndim: int | None = None
     #: Whether weight and bias are trained.
     trainable: bool = True
+    #: Whether it is in inference in training as well: it normalizes by the running statistics, which stay.
+    frozen: bool = False
     #: What else a layer of normkit's was told, by name; None where it is the usual thing.
     switches: Mapping[str, Any] = field(default_factory=dict)
 

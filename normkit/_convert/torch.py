@@ -77,7 +77,7 @@ class Torch(Framework):
         eps: Any = self.setting(native, next((name for name in _EPS if name in native.settings), "eps"))
         common: dict[str, Any] = {
             "lengths": lengths, "axis": (1,), "ndim": RANKS.get(layer),
-            "trainable": native.settings.get("requires_grad", True) and layer not in FROZEN,
+            "trainable": native.settings.get("requires_grad", True) and layer not in FROZEN, "frozen": layer in FROZEN,
         }  # fmt: skip
         if "mean" in found:
             common |= {"momentum": self._momentum(native, say), "variance": "unbiased"}
@@ -164,6 +164,9 @@ class Torch(Framework):
         if norm.kind == "batch_norm" and norm.num_batches is None:
             say("state-names", "num_batches_tracked is 0")
         return value
+
+    def freezes(self, native: Native) -> bool:
+        return native.layer in FROZEN
 
     def guess(self, arrays):
         return "BatchNorm" if {"running_mean", "running_var"} & arrays.keys() else None
