@@ -48,10 +48,10 @@ backend_of("x", torch.empty(0))
 
 
 @graphs.closed(Tensor, isinstance, type)
-def floating(Tensor, isinstance, type):
+def floating(tensor, isinstance, type):
     def floating(input: Tensor, name: str) -> None:
         """Refuse what has no real fractions, as torch does."""
-        if not isinstance(input, Tensor):
+        if not isinstance(input, tensor):
             raise TypeError(f"{name} takes a torch.Tensor; received {type(input).__name__}.")
         if not input.is_floating_point():
             raise NotImplementedError(f"{name} is not implemented for {input.dtype}: convert the input first.")
