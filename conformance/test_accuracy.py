@@ -134,7 +134,8 @@ def test_the_ends_of_the_range(library, layer, served):
     signs = np.where(rng.uniform(size=shape) < 0.9, -1.0, 1.0)
     for mode in ("", *library.modes):
         graph = library.name == "jax" or mode.startswith("tf.function")
-        end = 0.9 * XLA_DIVIDES_BY if layer == "rms_norm" and graph and not served else 3.4e38
+        plain = not (served and kernels.built and kernels.mode != "0")
+        end = 0.9 * XLA_DIVIDES_BY if layer == "rms_norm" and graph and plain else 3.4e38
         for values in (end * signs, np.full(shape, end), end * signs * rng.uniform(size=shape)):
             values = inputs.rounded(values, "float32")
             expected = oracle.forward(layer, {"x": values}, options)

@@ -377,10 +377,10 @@ def _in_one_pass(xp, plan: Plan, x: Array, habits: Habits, count: Array | int) -
     """
     portion, share = 1 / at_least_one(xp, count), habits.share(plan)
 
-    def average(values):
+    def summed(values):
         if habits.lanes:
-            return _side_by_side(xp, values, plan.axes, habits.lanes) * portion
-        return _sum(xp, values, plan.axes, habits) * portion
+            return _side_by_side(xp, values, plan.axes, habits.lanes)
+        return _sum(xp, values, plan.axes, habits)
 
     def wide(values):
         return xp.astype(values, xp.float64)
@@ -390,18 +390,19 @@ def _in_one_pass(xp, plan: Plan, x: Array, habits: Habits, count: Array | int) -
         # Exact, as are mean and residue: x[0] may be far from all others.
         start = wide(habits.one_of(x, plan.axes))
         s = s - start
-        shift = average(s)
-        exact = start + shift
+        off = summed(s)
+        shift, exact = off * portion, times(start, share) + off * (portion * share)
         mean = habits.stored_mean(xp.astype(exact, x.dtype), plan.axes)
         residue = habits.stored_mean(xp.astype(exact - wide(mean), x.dtype), plan.axes)
-        d = (d - times(mean, share)) - times(residue, share)
-    var = average(s * s)
+        d = (d - mean) - residue
+        mean, residue = times(mean, 1 / share), times(residue, 1 / share)
+    var = summed(s * s) * portion
     if plan.center:
         var = xp.maximum(var - shift * shift, xp.zeros_like(var))
-    rstd = 1 / _root(xp, var + plan.eps, plan.eps)
+    factor = (1 / share) / _root(xp, var + plan.eps, plan.eps)
     most = xp.full_like(var, _FLOAT32.most)
-    var, rstd = xp.minimum(var, most), habits.stored(xp.minimum(rstd, most * share), plan.axes)
-    var, rstd, factor = (xp.astype(a, x.dtype) for a in (var, rstd, times(rstd, 1 / share)))
+    var, factor = xp.minimum(var, most), habits.stored(xp.minimum(factor, most), plan.axes)
+    var, rstd, factor = (xp.astype(a, x.dtype) for a in (var, times(factor, share), factor))
     return d, factor, Moments(mean, residue, var, rstd, count)
 
 
