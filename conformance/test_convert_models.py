@@ -470,7 +470,7 @@ def test_switches_of_normkits_layers_in_other_frameworks(kind):
 
 
 def frozen(kind):
-    """A batch norm that normalizes by its running statistics in training, and its model's call in training."""
+    """A batch norm that normalizes by its running statistics in training too."""
     rng = np.random.default_rng(5)
     mean, var = rng.normal(size=3).astype("f4"), rng.uniform(1, 2, size=3).astype("f4")
     if kind == "keras":
@@ -481,7 +481,7 @@ def frozen(kind):
         layer.trainable = False
         return layer
     if kind == "torch":
-        layer = torchvision_frozen()
+        layer = frozen_by_class()
         layer.running_mean.copy_(torch.tensor(mean))
         layer.running_var.copy_(torch.tensor(var))
         return layer
@@ -491,8 +491,8 @@ def frozen(kind):
     return layer
 
 
-def torchvision_frozen():
-    """The class that is frozen by its name."""
+def frozen_by_class():
+    """What torchvision's detection models hold."""
     return normkit.torch.FrozenBatchNorm2d(3, eps=1e-3)
 
 
@@ -508,9 +508,20 @@ def test_a_frozen_batch_norm_stays_frozen(kind):
     np.testing.assert_allclose(theirs(x, training=True).numpy(), y, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(nk.batch_norm(x, before.mean, before.var, axis=-1, eps=1e-3), y, rtol=1e-6)
     np.testing.assert_array_equal(ours.running.mean, before.mean)
-    for target, said in (("torch", True), ("nnx", True), ("onnx", False), (torchvision_frozen(), False)):
+    for target, said in (("torch", True), ("nnx", True), ("onnx", False), (frozen_by_class(), False)):
         rules = nk.convert(source, target, **({} if isinstance(target, nn.Module) else {"axis": 1, "ndim": 4})).rules
         assert any("keep it in its inference mode" in rule.text for rule in rules) is said, target
+
+
+def test_what_a_frozen_layer_was_told_comes_first():
+    """trainable=False of a layer that is to use the batch freezes weight and bias alone; what was said stays said."""
+    source = of_normkit("keras", use_batch_stats=True)
+    source.trainable = False
+    told = nk.convert(source, "normkit").layer
+    assert (told.use_batch_stats, told.train_affine) == (True, False)
+    source = nk.BatchNorm(3, use_batch_stats=False, update_stats=False, train_affine=False)
+    assert repr(nk.convert(source, "normkit").layer) == repr(source)
+    assert nk.convert(source, "keras", ndim=4).layer.trainable is False
 
 
 def test_a_variant_of_batch_norm_keeps_its_virtual_batches():

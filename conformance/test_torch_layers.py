@@ -256,9 +256,8 @@ def test_integers_are_refused(kind):
             layer(site.x().long())
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in KINDS if "Instance" not in kind]
-)  # torch's own look comes first there
+# Instance norm's look at the rank, which comes first, is torch's own.
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "Instance" not in kind])
 def test_other_than_tensors_are_refused(kind):
     site = next(site for site in SITES if site.kind == kind)
     with pytest.raises(TypeError, match=r"takes a torch\.Tensor; received list\.$"):

@@ -269,11 +269,10 @@ def _read(reader: Framework, name: str, native: Native, rules: list[Applied]) ->
     norm = at(name, reader.read, native, say)
     switches = {key: native.settings[key] for key in SWITCHES if key in native.settings}
     norm = norm.but(trainable=norm.trainable and switches.get("train_affine") is not False)
-    if not norm.trainable and switches.get("use_batch_stats") is False and not switches.get("update_stats"):
-        norm = norm.but(frozen=True)
-    if norm.frozen:
-        switches |= {"use_batch_stats": False, "update_stats": None}
-    norm = norm.but(switches=switches)
+    if norm.frozen and switches.get("use_batch_stats") is None:
+        switches["use_batch_stats"] = False
+    by_running = switches.get("use_batch_stats") is False
+    norm = norm.but(frozen=by_running and not norm.trainable and not switches.get("update_stats"), switches=switches)
     if norm.kind != "rms_norm" and (norm.weight is None) != (norm.bias is None):
         say("state-names", "there is a {} and no {}".format(*("weight", "bias")[:: 1 if norm.bias is None else -1]))
     return norm
@@ -299,15 +298,16 @@ def _switched(writer: Framework, norm: Norm, new: Native, old: Native | None, sa
     told = {key: value for key, value in norm.switches.items() if value is not None}
     has = writer.switches(new.layer) if old is None else old.settings
     if norm.frozen and "use_batch_stats" not in has:
-        del told["use_batch_stats"]
+        told = {key: value for key, value in told.items() if key not in ("use_batch_stats", "update_stats")}
         if not writer.freezes(new if old is None else old):
             say("freeze-semantics", "keep it in its inference mode while the rest of the model trains")
     lost = [f"{key}={value!r}" for key, value in told.items() if key not in has and key not in MINOR]
     if lost:
         name = writer.title or writer.name
         raise ConversionError(f"{norm.kind} with {' and '.join(lost)} has no equivalent in {name}: set None first.")
-    for key in BAD_INPUT.keys() & told.keys() - {*has}:
-        say(BAD_INPUT[key], f"{key}={told[key]!r} is left out")
+    for key, rule in BAD_INPUT.items():
+        if key in told and key not in has:
+            say(rule, f"{key}={told[key]!r} is left out")
     said = told if old is None else norm.switches
     return replace(new, settings={**new.settings, **{key: value for key, value in said.items() if key in has}})
 

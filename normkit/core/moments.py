@@ -11,7 +11,8 @@ from .plan import Plan
 Array = Any
 
 
-#: Results of one way, or of the other; the first also says whether they are right.
+#: Results of one way, or of the other. The first also says whether they are right; the second has none where a share of
+#: x is to be taken instead.
 Plain = Callable[[], tuple[Array, tuple[Array, ...]]]
 Rescued = Callable[[], tuple[Array, ...]]
 
